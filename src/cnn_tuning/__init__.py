@@ -1,0 +1,1 @@
+"""Reproducible training, tuning, evaluation and serving of image-classification CNNs."""

@@ -1,0 +1,118 @@
+"""`cnn-tuning …`: the commands that are not DVC stages. Each imports what it needs when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cnn_tuning.errors import UserError
+from cnn_tuning.stages.command import run_command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="cnn-tuning")
+def cli() -> None:
+    """Train, tune, evaluate, register and serve image classifiers, reproducibly.
+
+    The pipeline itself is run by `dvc repro`, or `make repro` on a fresh machine.
+    """
+
+
+@cli.command()
+def summary() -> None:
+    """Show the last result: accuracy, time, report, registered model, and what to try next."""
+    from cnn_tuning.reports.summary import print_summary
+
+    print_summary(Path("results"))
+
+
+@cli.command()
+def doctor() -> None:
+    """Check Python, disk, GPU and driver, tracking store and data remote; exit 1 if something is wrong."""
+    from cnn_tuning.doctor import print_checks
+
+    raise click.exceptions.Exit(0 if print_checks() else 1)
+
+
+@cli.command()
+@click.argument("model")
+def show(model: str) -> None:
+    """Show where a registered model comes from: commit, data, configuration, metrics, gate.
+
+    MODEL is such as models:/mnist-classifier@champion.
+    """
+    from cnn_tuning.tracking.lineage import describe, lineage
+
+    click.echo(describe(lineage(model, _tracking())))
+
+
+@cli.command()
+@click.argument("spool", type=click.Path(path_type=Path, exists=True, file_okay=False), required=False)
+@click.option("--to", "uri", help="The MLflow store to deliver to (default: where each run was meant to go).")
+def sync(spool: Path | None, uri: str | None) -> None:
+    """Deliver runs that were recorded while the tracking server was away. SPOOL: the folder that holds them."""
+    from cnn_tuning.tracking.sync import sync as deliver
+
+    rows = deliver(spool or Path(_tracking().spool), uri)
+    for row in rows:
+        click.echo(row)
+    if not rows:
+        click.echo("nothing to deliver")
+
+
+@cli.command()
+@click.argument("source")
+@click.option("--model", default=None, help="A registered model or a folder (default: the champion).")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("predictions.csv"), show_default=True)
+@click.option("--top-k", default=1, show_default=True, help="How many classes to name for each picture.")
+@click.option("--batch-size", default=256, show_default=True)
+def predict(source: str, model: str | None, out: Path, top_k: int, batch_size: int) -> None:
+    """Classify a folder of pictures, or those below an s3:// prefix, into a CSV."""
+    from cnn_tuning.serving.batch import predict_folder
+    from cnn_tuning.serving.predictor import Predictor
+    from cnn_tuning.serving.server import find
+
+    served = find(model or _champion())
+    predict_folder(Predictor(served.bundle), source, out, top_k=top_k, batch_size=batch_size)
+
+
+@cli.command()
+@click.option("--model", default=None, help="A registered model or a folder (default: the champion).")
+@click.argument("overrides", nargs=-1)
+def serve(model: str | None, overrides: tuple[str, ...]) -> None:
+    """Answer over HTTP. OVERRIDES change the section `serving`, such as serving.port=9000."""
+    from cnn_tuning.config import compose
+    from cnn_tuning.serving.server import serve as answer
+
+    serve_config = compose(overrides).serving
+    answer(model or _champion(), serve_config)
+
+
+@cli.command()
+def verify() -> None:
+    """Train again in a scratch folder and compare every byte with dvc.lock; exit 1 if one differs."""
+    from cnn_tuning.stages.verify import verify as compare
+
+    compare()
+
+
+def _tracking():  # type: ignore[no-untyped-def]
+    from cnn_tuning.config import compose
+
+    return compose().tracking
+
+
+def _champion() -> str:
+    from cnn_tuning.config import compose
+
+    registry = compose().registry
+    return f"models:/{registry.model}@{registry.alias}"
+
+
+def main() -> None:
+    """Run the command line."""
+    run_command(cli)
+
+
+__all__ = ["UserError", "main"]

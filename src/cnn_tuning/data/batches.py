@@ -1,0 +1,153 @@
+"""From packed splits to batches: on the training device where they fit, else through the memory map.
+
+The order of images and their augmentation are pure functions of (seed, epoch, batch), so that training can
+go on at any batch and repeats itself to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cnn_tuning.config import Recipe
+from cnn_tuning.data.augment import augment
+from cnn_tuning.data.packed import PackedData, PackedSplit
+
+# A data set may take this share of the device's free memory to be kept there.
+RESIDENT_SHARE = 0.25
+
+
+def seeded(*key: int) -> torch.Generator:
+    """Return a generator that is a pure function of some integers."""
+    seed = np.random.SeedSequence(key).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(seed[0]) << 31 | int(seed[1]) >> 1)
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
+    """Return the order in which an epoch visits `count` images."""
+    return torch.randperm(count, generator=seeded(seed, epoch))
+
+
+class _Rows(Dataset):
+    """Whole batches of a memory map, by a list of positions."""
+
+    def __init__(self, split: PackedSplit, batches: list[np.ndarray]) -> None:
+        self.split, self.batches = split, batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, batch: int) -> tuple[Tensor, Tensor]:
+        rows = np.sort(self.batches[batch])  # ascending reads; order within a batch does not matter
+        return torch.from_numpy(self.split.images[rows]), torch.from_numpy(self.split.labels[rows])
+
+
+class Batches:
+    """Batches of one split, each epoch in its own order; the last, smaller batch is kept.
+
+    With an `AugmentConfig` in `recipe` and `train`, batches come augmented. `begin_at` makes the next
+    iteration start inside an epoch.
+    """
+
+    def __init__(
+        self, split: PackedSplit, recipe: Recipe, device: torch.device, *, resident: bool, train: bool
+    ) -> None:
+        self.split, self.recipe, self.device = split, recipe, device
+        self.train = train
+        self.batch_size = recipe.trainer.batch_size if train else recipe.trainer.eval_batch_size
+        self.epoch, self.first = 0, 0
+        self.images: Tensor | None = None
+        if resident:
+            self.images = torch.from_numpy(np.array(split.images)).to(device)
+            self.labels = torch.from_numpy(np.array(split.labels)).to(device)
+
+    def __len__(self) -> int:
+        return -(-len(self.split.labels) // self.batch_size)
+
+    def begin_at(self, epoch: int, batch: int) -> None:
+        """Let the next iteration give `epoch` from `batch` on."""
+        self.epoch, self.first = epoch, batch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        epoch, first = self.epoch, self.first
+        self.epoch, self.first = epoch + 1, 0
+        count = len(self.split.labels)
+        order = epoch_order(count, self.recipe.seed, epoch) if self.train else torch.arange(count)
+        for position, (images, labels) in enumerate(self._read(order, first), start=first):
+            if self.train:
+                generator = seeded(self.recipe.seed, epoch, position)
+                images = augment(images, self.recipe.augment, generator)
+            yield images, labels
+
+    def _read(self, order: Tensor, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        rows = order.split(self.batch_size)[first:]
+        if self.images is not None:
+            for chosen in rows:
+                on_device = chosen.to(self.device, non_blocking=True)
+                yield self.images.index_select(0, on_device), self.labels.index_select(0, on_device)
+            return
+        dataset = _Rows(self.split, [chosen.numpy() for chosen in rows])
+        pin = self.device.type == "cuda"
+        workers = self.recipe.trainer.workers
+        loader = DataLoader(dataset, batch_size=None, num_workers=workers, pin_memory=pin)
+        for images, labels in loader:
+            yield images.to(self.device, non_blocking=pin), labels.to(self.device, non_blocking=pin)
+
+
+class DataModule(pl.LightningDataModule):
+    """The training split to learn from; parts of training and validation to measure on the same footing."""
+
+    def __init__(self, data: PackedData, recipe: Recipe, device: torch.device) -> None:
+        super().__init__()
+        self.meta = data.meta
+        train, val = data.split("train"), data.split("val")
+        resident = _fits(train, val, recipe, device)
+        self.train = Batches(train, recipe, device, resident=resident, train=True)
+        wanted = recipe.trainer.train_eval_samples or len(val.labels)
+        part = _stratified_part(train, min(wanted, len(train.labels)), recipe.seed)
+        self.train_part = Batches(part, recipe, device, resident=resident, train=False)
+        self.val = Batches(val, recipe, device, resident=resident, train=False)
+
+    def train_dataloader(self) -> Batches:
+        """Return the batches to learn from."""
+        return self.train
+
+    def val_dataloader(self) -> list[Batches]:
+        """Return what is measured after each epoch: a part of the training split, then validation."""
+        return [self.train_part, self.val]
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Return the batch as it is: `Batches` gives it on the device."""
+        return batch
+
+
+def _fits(train: PackedSplit, val: PackedSplit, recipe: Recipe, device: torch.device) -> bool:
+    if recipe.trainer.data_on_device != "auto":
+        return recipe.trainer.data_on_device == "yes"
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        import psutil
+
+        free = psutil.virtual_memory().available
+    return train.images.nbytes + val.images.nbytes < RESIDENT_SHARE * free
+
+
+def _stratified_part(split: PackedSplit, count: int, seed: int) -> PackedSplit:
+    """Return `count` images of a split with its class shares, the same for the same seed."""
+    from sklearn.model_selection import train_test_split
+
+    rows = np.arange(len(split.labels))
+    smallest = np.bincount(split.labels).min()
+    if count < len(rows):
+        classes = len(np.unique(split.labels))
+        enough = min(count, len(rows) - count) >= classes and smallest >= 2
+        stratify = split.labels if enough else None
+        rows = np.sort(train_test_split(rows, train_size=count, random_state=seed, stratify=stratify)[0])
+    return PackedSplit(images=split.images[rows], labels=split.labels[rows])

@@ -1,0 +1,162 @@
+"""Any picture (bytes, array, PIL image) comes in; the network's input goes out: uint8 C×H×W.
+
+The one way to the input, in preprocessing, prediction and serving. It is shipped inside the served model, so
+it imports nothing but numpy, Pillow and the configuration.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
+
+from cnn_tuning.config import ImageConfig
+from cnn_tuning.errors import UserError
+
+# What Pillow knows by content and decodes itself: no EPS (runs Ghostscript), no loose formats such as TGA.
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "TIFF", "WEBP", "AVIF", "PPM", "ICO", "JPEG2000", "PCX")
+
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+class BadImage(UserError):
+    """A picture that cannot become an input; the text is a short reason."""
+
+
+def to_input(
+    image: bytes | np.ndarray | Image.Image, config: ImageConfig, *, max_pixels: int = 50_000_000
+) -> np.ndarray:
+    """Return the picture as the network sees it, uint8 C×H×W; one that already fits passes bit for bit.
+
+    Arrays are H×W or H×W×C (C = 1, 2, 3, 4: grey, grey + alpha, RGB, RGBA), integers in [0, 255] or floats in
+    [0, 1]. Pictures are turned by their EXIF orientation, laid over `config.background` where transparent,
+    and of an animation the first frame counts. Raises `BadImage` and nothing else for bad input; the size
+    is checked before anything is decoded.
+    """
+    if isinstance(image, np.ndarray):
+        image = _from_array(image, max_pixels)
+    try:
+        if not isinstance(image, Image.Image):
+            image = _opened(image, config, max_pixels)
+        _check_size(image.size, max_pixels)
+        image.load()
+        image = _resized(_to_channels(_upright(image), config), config)
+        pixels = np.asarray(image)
+    except BadImage:
+        raise
+    except MemoryError:
+        raise BadImage("not enough memory to decode") from None
+    except Exception as error:  # Pillow's decoders raise nearly anything for damaged bytes
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadImage(f"cannot be decoded: {reason[:120]}") from None
+    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise BadImage(f"{width}×{height} pixels: nothing to see")
+    if width * height > max_pixels:
+        raise BadImage(f"{width}×{height} pixels, more than the limit of {max_pixels}")
+
+
+def _opened(data: bytes, config: ImageConfig, max_pixels: int) -> Image.Image:
+    if not data:
+        raise BadImage("zero bytes")
+    Image.init()  # `formats` may only name plugins that are loaded
+    try:
+        image = Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in Image.OPEN])
+    except Image.DecompressionBombError:
+        raise BadImage(f"more pixels than the limit of {max_pixels}") from None
+    except Image.UnidentifiedImageError:
+        raise BadImage("not an image of a known format") from None
+    _check_size(image.size, max_pixels)
+    if config.interpolation != "nearest":
+        # A large JPEG is decoded at a fraction of its size: faster, and still at least twice what is needed.
+        side = 2 * max(config.size)
+        image.draft(None, (side, side))
+    return image
+
+
+def _from_array(array: np.ndarray, max_pixels: int) -> Image.Image:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)):
+        raise BadImage(f"array of shape {array.shape}: expected height × width or height × width × 1 to 4")
+    _check_size((array.shape[1], array.shape[0]), max_pixels)
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise BadImage("array holds NaN or infinity")
+        if array.min() < 0 or array.max() > 1:
+            raise BadImage(f"float array spans {array.min():g} to {array.max():g}: expected 0 to 1")
+        array = np.rint(array.astype(np.float64) * 255)
+    elif array.dtype.kind not in "ui":
+        raise BadImage(f"array of type {array.dtype}: expected uint8, or floats in 0 to 1")
+    elif array.dtype != np.uint8 and (array.min() < 0 or array.max() > 255):
+        raise BadImage(f"array spans {array.min()} to {array.max()}: expected 0 to 255")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    return Image.fromarray(np.ascontiguousarray(array, dtype=np.uint8))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+    except Exception:  # damaged EXIF is no reason to refuse the pixels
+        return image
+    if orientation == 1:
+        return image
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
+
+
+def _to_channels(image: Image.Image, config: ImageConfig) -> Image.Image:
+    """Convert any mode to L or RGB."""
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_8_bit(image)
+    elif image.mode == "LAB":
+        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        image = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")  # type: ignore[assignment]
+    if image.mode in ("La", "RGBa"):
+        image = image.convert(image.mode.upper())
+    if image.has_transparency_data:
+        over = Image.new("RGBA", image.size, (config.background,) * 3 + (255,))
+        image = Image.alpha_composite(over, image.convert("RGBA")).convert("RGB")
+    elif image.mode not in ("L", "RGB"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    return image.convert("L" if config.channels == 1 else "RGB")
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Scale deep grey to 8 bits; the white of modes I and F is the least of 1 (F), 255, 65535 that fits."""
+    values = np.asarray(image, dtype=np.float64)
+    low, high = values.min(), values.max()
+    if not np.isfinite(values).all() or low < 0 or high > 65535:
+        raise BadImage(f"{image.mode} pixels span {low:g} to {high:g}: expected 8-bit or 16-bit grey")
+    if image.mode == "F" and high <= 1:
+        white = 1.0
+    else:
+        white = 255.0 if image.mode in ("I", "F") and high <= 255 else 65535.0
+    return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
+
+
+def _resized(image: Image.Image, config: ImageConfig) -> Image.Image:
+    height, width = config.size
+    if image.size == (width, height):
+        return image
+    method = _RESAMPLING[config.interpolation]
+    if config.resize == "stretch":
+        return image.resize((width, height), method)
+    if config.resize == "crop":
+        return ImageOps.fit(image, (width, height), method)
+    scale = min(width / image.width, height / image.height)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    canvas = Image.new(image.mode, (width, height), (config.background,) * len(image.getbands()))
+    canvas.paste(image.resize(size, method), ((width - size[0]) // 2, (height - size[1]) // 2))
+    return canvas

@@ -1,0 +1,120 @@
+"""`cnn-tuning doctor`: is this machine ready? One line a check, with what to do where it is not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+NEEDED_GB = 10
+OLDEST_PYTHON = (3, 11)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding; `fine` None means that it is only worth knowing."""
+
+    about: str
+    fine: bool | None
+    found: str
+    remedy: str = ""
+
+
+def print_checks() -> bool:
+    """Print all checks; return whether nothing is wrong."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    checks = [check() for check in (_python, _disk, _processor, _gpu, _tracking, _remote, _git)]
+    marks = {True: "[green]ok  [/]", False: "[red]bad [/]", None: "[dim]note[/]"}
+    for check in checks:
+        remedy = f": {check.remedy}" if check.remedy else ""
+        console.print(f"{marks[check.fine]} {check.about:<15} {check.found}{remedy}")
+    return all(check.fine is not False for check in checks)
+
+
+def _python() -> Check:
+    found = ".".join(map(str, sys.version_info[:3]))
+    fine = sys.version_info >= OLDEST_PYTHON
+    return Check("Python", fine, found, "" if fine else "3.11 or newer is needed")
+
+
+def _disk() -> Check:
+    free = shutil.disk_usage(".").free / 1e9
+    fine = free > NEEDED_GB
+    return Check("disk", fine, f"{free:.0f} GB free here", "" if fine else f"{NEEDED_GB} GB are needed")
+
+
+def _processor() -> Check:
+    import psutil
+
+    memory = psutil.virtual_memory().total / 2**30
+    return Check("processor", True, f"{len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB of memory")
+
+
+def _gpu() -> Check:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        found = f"{pynvml.nvmlDeviceGetName(handle)}, driver {pynvml.nvmlSystemGetDriverVersion()}"
+    except pynvml.NVMLError as error:
+        return Check("GPU", None, f"none ({error})", "training uses the processor")
+    import torch
+
+    if torch.cuda.is_available():
+        return Check("GPU", True, f"{found}, CUDA {torch.version.cuda}")
+    return Check("GPU", False, found, f"torch {torch.__version__} cannot use it: update the driver")
+
+
+def _tracking() -> Check:
+    from cnn_tuning.config import compose
+    from cnn_tuning.tracking.store import problem_of, tracking_uri
+
+    return _attempt("tracking", lambda: (tracking_uri(compose().tracking), problem_of))
+
+
+def _attempt(about: str, find: Callable[[], tuple[str, Callable[[str], str | None]]]) -> Check:
+    from cnn_tuning.errors import UserError
+
+    try:
+        uri, problem_of = find()
+        problem = problem_of(uri)
+    except UserError as error:
+        return Check(about, False, str(error).splitlines()[0])
+    from cnn_tuning.errors import redact
+
+    return Check(about, problem is None, redact(uri), problem or "")
+
+
+def _remote() -> Check:
+    from dvc.config import Config, ConfigError
+
+    if not Path(".dvc").is_dir():
+        return Check("data remote", False, "no DVC project here", "run this in the project's top folder")
+    try:
+        config = Config()
+    except ConfigError as error:
+        return Check("data remote", False, str(error))
+    name = config["core"].get("remote")
+    if not name:
+        return Check(
+            "data remote", None, "none set", "`dvc remote add -d storage s3://BUCKET/PREFIX` to share data"
+        )
+    command = ["dvc", "status", "--cloud", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    problem = done.stderr.strip().splitlines()[-1:] if done.returncode not in (0, 1) else []
+    return Check("data remote", not problem, config["remote"][name]["url"], "".join(problem))
+
+
+def _git() -> Check:
+    done = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True)
+    if done.returncode:
+        return Check("Git", False, "no repository here", "`git init` and commit: runs record their commit")
+    changed = len(done.stdout.splitlines())
+    return Check("Git", True if not changed else None, f"{changed} uncommitted changes" if changed else "clean")

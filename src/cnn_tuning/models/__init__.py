@@ -1,0 +1,1 @@
+"""Networks as plain modules, and the bundle (weights + specification) they are kept in."""

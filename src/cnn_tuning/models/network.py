@@ -1,0 +1,72 @@
+"""From a configuration to a network: pictures in (uint8 or [0, 1], N×C×H×W), logits out (N×classes)."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cnn_tuning.config import ModelConfig
+from cnn_tuning.errors import UserError
+
+
+class Network(nn.Module):
+    """A body with its normalisation inside, so that training, checkpoint and serving see the same pixels."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, body: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.body = body
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits for uint8 images or for floats in [0, 1]."""
+        pixels = images.float() / 255 if images.dtype == torch.uint8 else images
+        return self.body((pixels - self.mean) / self.std)
+
+
+def build_network(
+    config: ModelConfig,
+    shape: tuple[int, int, int],
+    classes: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Network:
+    """Return an untrained network for pictures of `shape` (C, H, W); its weights follow torch's seed.
+
+    Raises:
+        UserError: the architecture or one of its arguments does not exist, or the pictures are too small.
+    """
+    if config.architecture not in architectures():
+        close = difflib.get_close_matches(config.architecture, architectures(), n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"one of {', '.join(architectures())}"
+        raise UserError(f"model.architecture: no network {config.architecture!r}; {hint}")
+    module = importlib.import_module(f"cnn_tuning.models.{config.architecture}")
+    conv = config.conv_dropout if config.dropout in ("conv", "both") else 0.0
+    dense = config.dense_dropout if config.dropout in ("dense", "both") else 0.0
+    try:
+        body = module.build(shape, classes, conv_dropout=conv, dense_dropout=dense, **config.arguments)
+        with torch.no_grad():
+            body.eval()(torch.zeros(1, *shape))
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model {config.name!r} does not fit pictures of {shape}: {reason}") from error
+    return Network(body.train(), mean, std)
+
+
+def architectures() -> list[str]:
+    """Return the names of the networks in this room: each module that has a `build`."""
+    here = Path(__file__).parent
+    return sorted(p.stem for p in here.glob("*.py") if "\ndef build(" in p.read_text())
+
+
+def drop(rate: float) -> nn.Module:
+    """Return dropout of whole activations, or nothing at rate 0."""
+    return nn.Dropout(rate) if rate else nn.Identity()

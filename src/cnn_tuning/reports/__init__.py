@@ -1,0 +1,1 @@
+"""Plots and pages from files; no computation of their own."""

@@ -1,0 +1,110 @@
+"""Pictures of prepared data: `Meta` or `PackedData` come in, PNG files go out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cnn_tuning.data.packed import Meta, PackedData
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLOURS = {"train": "#3b6ea5", "val": "#e0a030", "test": "#7a9e5f"}
+_INK = "#333333"
+_MOST_CLASSES = 100
+
+
+def class_distribution(meta: Meta, path: Path) -> None:
+    """Draw how many images each class has, by split; of over 100 classes, the largest and smallest fifty."""
+    from matplotlib.figure import Figure
+
+    counts = {split: np.array(values) for split, values in meta.counts.items()}
+    order = np.arange(len(meta.classes))
+    if len(order) > _MOST_CLASSES:
+        by_size = np.argsort(-counts["train"], kind="stable")
+        order = np.concatenate([by_size[: _MOST_CLASSES // 2], by_size[-_MOST_CLASSES // 2 :]])
+    flat = len(order) <= 12
+    figure = Figure(figsize=(8, 4.2) if flat else (8, 1.6 + 0.22 * len(order)), layout="constrained")
+    axes = figure.subplots()
+    _bars(axes, [meta.classes[i] for i in order], {s: v[order] for s, v in counts.items()}, flat=flat)
+    total = " + ".join(f"{v.sum():,} {split}" for split, v in counts.items())
+    smallest, largest = counts["train"].min(), counts["train"].max()
+    axes.set_title(
+        f"{meta.name}: {total} images, {len(meta.classes)} classes (train: {smallest:,} to {largest:,} a class)",
+        fontsize=10, color=_INK, loc="left",
+    )  # fmt: skip
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def _bars(axes: Axes, names: list[str], counts: dict[str, np.ndarray], *, flat: bool) -> None:
+    places = np.arange(len(names))
+    width = 0.8 / len(counts)
+    for place, (split, values) in enumerate(counts.items()):
+        offset = (place - (len(counts) - 1) / 2) * width
+        if flat:
+            axes.bar(places + offset, values, width, label=split, color=_COLOURS[split])
+        else:
+            axes.barh(places + offset, values, width, label=split, color=_COLOURS[split])
+    shown = [_short(name, 18) for name in names]
+    if flat:
+        axes.set_xticks(places, shown, rotation=30 if max(map(len, shown)) > 6 else 0)
+        axes.set_ylabel("images")
+    else:
+        axes.set_yticks(places, shown, fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xlabel("images")
+        axes.margins(y=0.01)
+    axes.grid(axis="y" if flat else "x", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, ncols=len(counts), loc="upper right", bbox_to_anchor=(1, 1.0), fontsize=9)
+    (axes.set_ylim if flat else axes.set_xlim)(0, max(v.max() for v in counts.values()) * 1.18)
+
+
+def image_grid(data: PackedData, path: Path, seed: int) -> None:
+    """Draw random training images as the network sees them, a row a class (of over 20, twenty drawn ones)."""
+    from matplotlib.figure import Figure
+
+    meta = data.meta
+    channels, height, width = meta.shape
+    canvas, classes = _mosaic(data, seed)
+    figure = Figure(figsize=(9, 0.5 + 8.4 * canvas.shape[0] / canvas.shape[1]), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(canvas.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    middles = (np.arange(len(classes)) + 0.5) * canvas.shape[0] / len(classes)
+    axes.set_yticks(middles, [_short(meta.classes[i], 14) for i in classes], fontsize=9, color=_INK)
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title(
+        f"{meta.name}: training images as the network sees them, {height}×{width}×{channels}",
+        fontsize=10, color=_INK, loc="left",
+    )  # fmt: skip
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def _mosaic(data: PackedData, seed: int, columns: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    """Return one picture of all the images drawn, and the class of each row."""
+    split, meta = data.split("train"), data.meta
+    rng = np.random.default_rng(seed)
+    classes = np.arange(len(meta.classes))
+    if len(classes) > 20:
+        classes = np.sort(rng.choice(classes, 20, replace=False))
+    channels, height, width = meta.shape
+    gap = max(1, height // 14)
+    canvas = np.full((len(classes) * (height + gap), columns * (width + gap), channels), 255, np.uint8)
+    for row, label in enumerate(classes):
+        members = np.flatnonzero(split.labels == label)
+        for column, index in enumerate(rng.choice(members, min(columns, len(members)), replace=False)):
+            top, left = row * (height + gap), column * (width + gap)
+            canvas[top : top + height, left : left + width] = split.images[index].transpose(1, 2, 0)
+    return canvas, classes
+
+
+def _short(name: str, most: int) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"

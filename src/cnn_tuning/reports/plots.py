@@ -1,0 +1,113 @@
+"""Plots of one evaluation as PNG: tables that `train` and `evaluate` wrote in, pictures out."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+INK, ACCENT, SECOND, PALE = "#22303c", "#1f6fb4", "#d9772b", "#d5dde3"
+# Above this number of classes a cell's figure would no longer be readable.
+MOST_CELLS_WITH_TEXT = 25
+
+
+def learning_curves(history: Path, out: Path) -> None:
+    """Draw loss and error of training and validation over epochs from `history.csv`."""
+    with history.open() as file:
+        rows = list(csv.DictReader(file))
+    epochs = [int(row["epoch"]) for row in rows]
+    figure, (left, right) = _figure(9.5, 3.6, columns=2)
+    for split, colour in (("train", ACCENT), ("val", SECOND)):
+        loss = [float(row[f"{split}/loss"]) for row in rows]
+        error = [100 * (1 - float(row[f"{split}/accuracy"])) for row in rows]
+        left.plot(epochs, loss, "o-", color=colour, label=split, markersize=4)
+        right.plot(epochs, error, "o-", color=colour, label=split, markersize=4)
+    left.set(title="Loss after each epoch", xlabel="epoch", ylabel="cross-entropy")
+    right.set(title="Error after each epoch", xlabel="epoch", ylabel="wrong answers, %")
+    for axes in (left, right):
+        axes.set_ylim(bottom=0)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(frameon=False)
+        axes.grid(color=PALE, linewidth=0.6)
+    _save(figure, out)
+
+
+def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str], out: Path) -> None:
+    """Draw which class was taken for which: shares of each true class by colour, counts in figures."""
+    count = len(classes)
+    share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    side = min(14.0, 3.2 + 0.42 * count)
+    figure, axes = _figure(side + 0.6, side)
+    # The fourth root lets a single mistake in a thousand be seen beside the diagonal.
+    image = axes.imshow(share**0.25, cmap="Blues", vmin=0, vmax=1)
+    axes.set(title="Confusion matrix, test split", xlabel="answered", ylabel="true class")
+    if count <= MOST_CELLS_WITH_TEXT:
+        axes.set_xticks(range(count), classes, rotation=0 if max(map(len, classes)) < 4 else 60)
+        axes.set_yticks(range(count), classes)
+        for i, j in np.argwhere(confusion > 0):
+            dark = share[i, j] ** 0.25 > 0.6
+            axes.text(j, i, int(confusion[i, j]), ha="center", va="center", fontsize=8,
+                      color="white" if dark else INK)  # fmt: skip
+    bar = figure.colorbar(image, ax=axes, shrink=0.75, ticks=[0, 0.01**0.25, 0.1**0.25, 1])
+    bar.ax.set_yticklabels(["0", "1 %", "10 %", "100 %"])
+    bar.set_label("share of the true class")
+    _save(figure, out)
+
+
+def calibration(rows: Sequence[tuple[float, float, int]], out: Path) -> None:
+    """Draw how often answers of a confidence were right, and how many there were."""
+    figure, (top, bottom) = _figure(5.2, 5.6, rows=2, heights=(3, 1))
+    confidence, accuracy, counts = zip(*rows, strict=True)
+    top.plot([0, 1], [0, 1], color=PALE, linewidth=1.5, zorder=0)
+    top.plot(confidence, accuracy, "o-", color=ACCENT, markersize=5)
+    top.set(title="Calibration, test split", ylabel="share right", xlim=(0, 1.01), ylim=(0, 1.03))
+    top.grid(color=PALE, linewidth=0.6)
+    bottom.bar(confidence, counts, width=0.03, color=ACCENT)
+    bottom.set(xlabel="confidence of the answer", ylabel="images", yscale="log", xlim=(0, 1.01))
+    _save(figure, out)
+
+
+def mistakes(images: NDArray[np.uint8], captions: Sequence[tuple[str, str, float]], total: int, out: Path) -> None:
+    """Draw wrongly classified pictures (N×C×H×W), with (true class, answer, probability) under each."""
+    columns = 6 if len(images) else 1
+    rows = max(1, -(-len(images) // columns))
+    figure, grid = _figure(9.5, 0.8 + 1.75 * rows, rows=rows, columns=columns)
+    cells = np.atleast_1d(np.asarray(grid, dtype=object)).ravel()
+    for axes in cells:
+        axes.axis("off")
+    for axes, image, (true, answer, probability) in zip(cells, images, captions, strict=False):
+        axes.imshow(image.transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=255)
+        axes.set_title(f"{answer} ({probability:.0%}), is {true}", fontsize=8, color=INK)
+    shown = f"the {len(images)} most confident of {total}" if len(images) < total else f"all {total}"
+    figure.suptitle(f"Mistakes on the test split: {shown}" if total else "No mistakes on the test split")
+    _save(figure, out)
+
+
+def _figure(
+    width: float, height: float, *, rows: int = 1, columns: int = 1, heights: Sequence[float] | None = None
+) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"font.size": 9, "axes.edgecolor": PALE, "text.color": INK, "axes.titlesize": 10})
+    return plt.subplots(
+        rows,
+        columns,
+        figsize=(width, height),
+        layout="constrained",
+        gridspec_kw={"height_ratios": heights} if heights else None,
+    )
+
+
+def _save(figure: Any, out: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    # Without the date of writing, equal content is equal bytes.
+    figure.savefig(out, dpi=130, metadata={"Software": None})
+    plt.close(figure)

@@ -1,0 +1,99 @@
+"""A bundle and images in, labels with probabilities out: the one way to predict, behind every hop.
+
+`evaluate`, the MLflow model, the folder predictor and the HTTP front all call this, so that the same image in
+a batch of the same size gives the same bits everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cnn_tuning.data.images import BadImage, to_input
+from cnn_tuning.models import bundle as bundles
+
+# Images in one pass through the network: memory stays bounded however many are asked for.
+BATCH = 256
+MAX_PIXELS = 50_000_000
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One class and its probability."""
+
+    label: str
+    index: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable class of an image, and the `top_k` most probable, best first."""
+
+    label: str
+    index: int
+    probability: float
+    top_k: tuple[Choice, ...]
+
+
+class Predictor:
+    """A trained network, ready on the CPU."""
+
+    def __init__(self, bundle: Path, *, max_pixels: int = MAX_PIXELS) -> None:
+        self.network, self.specification = bundles.load(bundle)
+        self.max_pixels = max_pixels
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the class names by index."""
+        return self.specification.classes
+
+    def prepare(self, image: bytes | np.ndarray) -> np.ndarray:
+        """Return an encoded picture, or an array H×W or H×W×C, as the network's input: uint8 C×H×W.
+
+        Raises:
+            BadImage: it is not a readable picture, or has more than `max_pixels`.
+        """
+        return to_input(image, self.specification.image, max_pixels=self.max_pixels)
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """Return float32 N×classes for uint8 N×C×H×W; each row adds up to 1."""
+        parts = [self._softmax(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
+        return np.concatenate(parts) if parts else np.empty((0, len(self.classes)), np.float32)
+
+    def _softmax(self, images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            # A copy: torch refuses arrays it may not write to, such as a read-only memory map.
+            logits = self.network(torch.from_numpy(np.array(images)))
+            return torch.softmax(logits.float(), dim=1).numpy()
+
+    def predict(self, images: Sequence[bytes | np.ndarray], top_k: int = 1) -> list[Prediction]:
+        """Return one prediction per image (see `prepare` for what an image is).
+
+        Raises:
+            BadImage: names the row of the first unreadable image.
+        """
+        return self.choose(self.probabilities(self.prepare_all(images)), top_k)
+
+    def prepare_all(self, images: Sequence[bytes | np.ndarray]) -> np.ndarray:
+        """Return images as one array N×C×H×W, uint8; `BadImage` names the row."""
+        prepared = np.empty((len(images), *self.specification.shape), np.uint8)
+        for row, image in enumerate(images):
+            try:
+                prepared[row] = self.prepare(image)
+            except BadImage as error:
+                raise BadImage(f"row {row}: {error}") from None
+        return prepared
+
+    def choose(self, probabilities: np.ndarray, top_k: int = 1) -> list[Prediction]:
+        """Return the predictions that rows of N×classes stand for; equal probabilities keep class order."""
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+        return [self._prediction(row, best) for row, best in zip(probabilities, order, strict=True)]
+
+    def _prediction(self, row: np.ndarray, best: np.ndarray) -> Prediction:
+        choices = tuple(Choice(self.classes[index], int(index), float(row[index])) for index in best)
+        return Prediction(choices[0].label, choices[0].index, choices[0].probability, choices)

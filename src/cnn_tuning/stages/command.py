@@ -1,0 +1,98 @@
+"""How every stage is run: `python -m cnn_tuning.stages.NAME --locked`, or by hand with overrides.
+
+With `--locked` (as `dvc.yaml` calls it) a stage reads its sections from `params.lock.yaml` and writes the
+pipeline's outputs. By hand it composes `params.yaml`, `conf/` and the overrides itself, reads its inputs
+below `--inputs` and writes below `--outputs`, so the outputs that DVC tracks stay as they are.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cnn_tuning import config
+from cnn_tuning.errors import UserError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a stage reads and writes. `data_name`: the data set composed by hand (None with `--locked`)."""
+
+    inputs: Path
+    outputs: Path
+    data_name: str | None = None
+
+    @property
+    def raw(self) -> Path:
+        """Return where `fetch` writes and `preprocess` reads."""
+        return Path("data/raw")
+
+    @property
+    def prepared(self) -> Path:
+        """Return where `preprocess` writes."""
+        return Path("data/prepared")
+
+    @property
+    def baseline(self) -> Path:
+        """Return where `train` writes."""
+        return Path("models/baseline")
+
+    @property
+    def training(self) -> Path:
+        """Return where `train` writes what differs from one run to the next: times, cost."""
+        return Path("results/training")
+
+    @property
+    def evaluation(self) -> Path:
+        """Return where `evaluate` writes."""
+        return Path("results/evaluation")
+
+    @property
+    def state(self) -> Path:
+        """Return where unfinished work waits to be continued."""
+        return Path(".state")
+
+    @property
+    def is_pipeline(self) -> bool:
+        """Tell whether the outputs are those that DVC tracks."""
+        return self.data_name is None
+
+
+def stage(kind: type, run: Callable[[Any, Place], None], about: str) -> None:
+    """Run one stage as a command; `kind` is the dataclass of the sections it reads."""
+
+    @click.command(help=about + "\n\nOVERRIDES are Hydra's, such as model=lab_cnn trainer.max_epochs=1.")
+    @click.argument("overrides", nargs=-1)
+    @click.option("--locked", is_flag=True, help="Read params.lock.yaml, write the pipeline's outputs.")
+    @click.option("--inputs", type=click.Path(path_type=Path), default=Path(), help="Read inputs below here.")
+    @click.option("--outputs", type=click.Path(path_type=Path), default=Path("scratch"), help="Write below here.")
+    def command(overrides: tuple[str, ...], locked: bool, inputs: Path, outputs: Path) -> None:
+        if locked and overrides:
+            raise UserError("--locked takes no overrides: edit params.yaml, or leave --locked out")
+        if locked:
+            run(config.load_locked(kind), Place(Path(), Path()))
+        else:
+            whole = config.compose(overrides)
+            run(config.select(kind, whole), Place(inputs, outputs, whole.data.name))
+
+    run_command(command)
+
+
+def run_command(command: click.Command) -> None:
+    """Run a click command; a `UserError` is printed without a traceback, with exit status 1."""
+    try:
+        command(standalone_mode=False)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as ended:
+        sys.exit(ended.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(130)

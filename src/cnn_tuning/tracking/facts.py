@@ -1,0 +1,104 @@
+"""Facts about where a run happens: commit and dirty files, packages, processor, GPU; as flat tags."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("cnn-tuning", "torch", "torchvision", "pytorch-lightning", "numpy", "mlflow", "timm", "dvc")
+# `dvc repro` rewrites it while the stages run: it says nothing about the code.
+NOT_CODE = (":(exclude)dvc.lock",)
+
+
+def gather() -> dict[str, str]:
+    """Return the facts that are logged as tags with every run (about 30 ms, no heavy import)."""
+    return {**_code(), **_packages(), **_machine(), **_gpus()}
+
+
+def _code() -> dict[str, str]:
+    tags = {"mlflow.source.name": _program(), "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
+    commit = _git("rev-parse", "HEAD")
+    if not commit:
+        return {**tags, "git.commit": "none"}
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", *NOT_CODE).splitlines()
+    files = ", ".join(line.split(maxsplit=1)[1] for line in changed[:10])
+    return {
+        **tags,
+        "mlflow.source.git.commit": commit,
+        "git.commit": commit,
+        "git.dirty": "true" if changed else "false",
+        **({"git.dirty_files": files + (", …" if len(changed) > 10 else "")} if changed else {}),
+    }
+
+
+def _packages() -> dict[str, str]:
+    tags = {"package.python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            tags[f"package.{name}"] = version(name)
+        except PackageNotFoundError:
+            continue
+    return tags
+
+
+def _machine() -> dict[str, str]:
+    import psutil
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "hardware.cpu": _cpu_model(),
+        "hardware.cores": str(usable),
+        "hardware.memory_gb": f"{psutil.virtual_memory().total / 1e9:.0f}",
+        "hardware.system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _gpus() -> dict[str, str]:
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        names = [
+            pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(i))
+            for i in range(pynvml.nvmlDeviceGetCount())
+        ]
+        return {
+            "hardware.gpu": ", ".join(sorted(set(names))) or "none",
+            "hardware.gpus": str(len(names)),
+            "hardware.gpu_driver": pynvml.nvmlSystemGetDriverVersion(),
+        }
+    except Exception:  # no package, no driver, no permission: all mean that no GPU is used
+        return {"hardware.gpu": "none"}
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.exists() else ():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.rstrip() if done.returncode == 0 else ""
+
+
+def _program() -> str:
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return spec.name if spec else Path(sys.argv[0] or "python").name
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"

@@ -1,0 +1,194 @@
+"""The registry: a saved model becomes a version, and the alias moves to it when the gate lets it.
+
+Everything here is found again by the event's tag, so a repeated call after a crash makes nothing twice.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cnn_tuning.errors import UserError
+from cnn_tuning.tracking.gate import PREDICTIONS, Gate, Verdict, decide, read_predictions
+from cnn_tuning.tracking.store import is_permanent, sqlite_path
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+EVENT_TAG = "cnn_tuning.event"
+ATTEMPTS = 5
+
+
+def register(client: MlflowClient, uri: str, run_id: str, event: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Register the model of a `register` event as a version and put it through the gate.
+
+    Returns:
+        `{"name", "alias", "version", "promoted", "reason"}`.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client.log_artifact(run_id, str(folder / event["predictions"]), PREDICTIONS.rpartition("/")[0])
+    model_id = _logged_model(client, run_id, event, folder / event["model"])
+    name = event["name"]
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if not is_permanent(error):
+            raise
+    version = _version(client, run_id, event, model_id)
+    with _one_at_a_time(uri):
+        reason = client.get_model_version(name, version.version).tags.get("gate")
+        verdict = Verdict(reason.startswith("promoted"), reason) if reason else None
+        if verdict is None:
+            verdict = _pass_gate(client, event, version, folder / event["predictions"])
+    return {
+        "name": name,
+        "alias": event["alias"],
+        "version": str(version.version),
+        "promoted": verdict.promoted,
+        "reason": verdict.reason,
+    }
+
+
+def champion_of(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    """Return the version an alias stands for, None where there is none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def _logged_model(client: MlflowClient, run_id: str, event: dict[str, Any], model: Path) -> str:
+    """Upload a model folder as the run's logged model, once."""
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    run = client.get_run(run_id)
+    found = client.search_logged_models(
+        [run.info.experiment_id], filter_string=f"tags.`{EVENT_TAG}` = '{event['id']}'", max_results=1
+    )
+    logged = (
+        found[0]
+        if found
+        else client.create_logged_model(
+            run.info.experiment_id,
+            name="model",
+            source_run_id=run_id,
+            tags={**event["tags"], EVENT_TAG: event["id"]},
+            params={k: v[:500] for k, v in run.data.params.items()},
+            model_type="classifier",
+        )
+    )
+    if str(logged.status) == "READY":
+        return logged.model_id
+    outputs = run.outputs.model_outputs if run.outputs else []
+    if logged.model_id not in {output.model_id for output in outputs}:
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    client.log_model_artifacts(logged.model_id, str(model))
+    saved = Model.load(str(model))
+    saved.run_id, saved.model_id, saved.artifact_path = run_id, logged.model_id, logged.artifact_location
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "MLmodel"
+        saved.save(str(path))
+        client.log_model_artifact(logged.model_id, str(path))
+    client.finalize_logged_model(logged.model_id, "READY")
+    return logged.model_id
+
+
+def _version(client: MlflowClient, run_id: str, event: dict[str, Any], model_id: str) -> ModelVersion:
+    found = _versions(client, event)
+    if not found:
+        client.create_model_version(
+            event["name"],
+            f"models:/{model_id}",
+            run_id=run_id,
+            tags={**event["tags"], EVENT_TAG: event["id"]},
+            description=event["description"],
+            model_id=model_id,
+        )
+        found = _versions(client, event)
+    # A request that timed out at a hanging server may still be carried out, after its repetition.
+    for double in found[1:]:
+        client.delete_model_version(event["name"], double.version)
+    return found[0]
+
+
+def _versions(client: MlflowClient, event: dict[str, Any]) -> list[ModelVersion]:
+    found = client.search_model_versions(f"name = '{event['name']}' and tags.`{EVENT_TAG}` = '{event['id']}'")
+    return sorted(found, key=lambda version: int(version.version))
+
+
+def _pass_gate(client: MlflowClient, event: dict[str, Any], version: ModelVersion, predictions: Path) -> Verdict:
+    """Compare with the champion, move the alias if the gate opens, and write the reason on the version.
+
+    A server offers no compare-and-set on an alias. So the alias is read again just before and just after it is
+    set, and who finds another version there compares with that one; two hosts that promote within the same few
+    milliseconds may leave either of the two, never a third and never none.
+    """
+    name, alias, gate = event["name"], event["alias"], Gate(**event["gate"])
+    verdict = Verdict(False, "not promoted: the alias kept moving; register again")
+    for _ in range(ATTEMPTS):
+        champion = champion_of(client, name, alias)
+        if champion is not None and str(champion.version) == str(version.version):
+            break
+        verdict = _compare(client, champion, predictions, gate)
+        if not verdict.promoted:
+            break
+        if _number(champion_of(client, name, alias)) != _number(champion):
+            continue
+        client.set_registered_model_alias(name, alias, str(version.version))
+        if _number(champion_of(client, name, alias)) == _number(version):
+            break
+    if _number(champion_of(client, name, alias)) == _number(version) and not verdict.promoted:
+        verdict = Verdict(True, "promoted: it has the alias already")
+    description = f"{event['description']}\n\n{verdict.reason}".strip()
+    client.update_model_version(name, str(version.version), description=description)
+    client.set_model_version_tag(name, str(version.version), "gate", verdict.reason)
+    return verdict
+
+
+def _compare(client: MlflowClient, champion: ModelVersion | None, predictions: Path, gate: Gate) -> Verdict:
+    from mlflow.exceptions import MlflowException
+
+    challenger = read_predictions(predictions)
+    if champion is None:
+        figures = f"{challenger.accuracy:.2%} on {len(challenger.answers)} test images"
+        return Verdict(True, f"promoted: first champion, {figures}")
+    nothing = f"not promoted: version {champion.version} has no readable predictions to compare with; "
+    if not champion.run_id:
+        return Verdict(False, nothing + "move the alias by hand")
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            held = read_predictions(Path(client.download_artifacts(champion.run_id, PREDICTIONS, scratch)))
+        except (UserError, FileNotFoundError):
+            return Verdict(False, nothing + "move the alias by hand")
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"):
+                raise
+            return Verdict(False, nothing + "move the alias by hand")
+    return decide(challenger, held, str(champion.version), gate)
+
+
+def _number(version: ModelVersion | None) -> str | None:
+    return None if version is None else str(version.version)
+
+
+@contextmanager
+def _one_at_a_time(uri: str) -> Iterator[None]:
+    """Let one process at a time through the gate of a SQLite store; a server's gate looks again instead."""
+    from filelock import FileLock
+
+    path = sqlite_path(uri)
+    if path is None:
+        yield
+        return
+    with FileLock(f"{path}.registry.lock", timeout=300):
+        yield

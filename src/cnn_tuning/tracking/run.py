@@ -1,0 +1,258 @@
+"""A run: what a stage computes goes in as params, tags, metrics, files and a model; a spool file comes out.
+
+No call waits for a tracking server and none imports mlflow: `deliver` brings the spool to the store.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from cnn_tuning.config import TrackingConfig
+from cnn_tuning.errors import UserError, redact, redact_values
+from cnn_tuning.tracking import facts, spool, store
+from cnn_tuning.tracking.gate import PREDICTIONS, Gate, read_predictions
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+FAILURE_WAIT_S = 3.0
+TEXT = {".yaml", ".yml", ".json", ".txt", ".md", ".log", ".toml", ".ini"}
+_deliverers: list[subprocess.Popen[bytes]] = []
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Where a finished run is: in the store, or in the spool for a later `cnn-tuning sync`.
+
+    `registered` has name, alias, version, promoted and reason of a model that the run registered.
+    """
+
+    state: Literal["delivered", "spooled"]
+    run_id: str | None
+    uri: str
+    message: str
+    registered: dict[str, Any] | None
+
+
+class Run:
+    """One run of a stage, an arm or a trial; a context manager that ends it as it went."""
+
+    def __init__(self, config: TrackingConfig, uri: str, key: str, writer: spool.Writer) -> None:
+        self.config, self.uri, self.key = config, uri, key
+        self.delivery: Delivery | None = None
+        self._writer = writer
+        self._began = time.time()
+        self._events = 0
+
+    @classmethod
+    def start(
+        cls,
+        config: TrackingConfig,
+        *,
+        name: str,
+        kind: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str] | None = None,
+        parent: str | None = None,
+    ) -> Run:
+        """Open a run; `params` are flat dotted values, `parent` is the key of the run that this one belongs to.
+
+        Raises:
+            UserError: the store does not answer and `config.on_unreachable` is `stop`; no spool can be written.
+        """
+        uri = store.tracking_uri(config)
+        folder = Path(config.spool).absolute()
+        problem = store.problem_of(uri) if parent is None else None
+        if problem and config.on_unreachable == "stop":
+            raise UserError(
+                f"tracking server {uri} is not reachable ({problem}): start it, "
+                "or set tracking.on_unreachable=spool to train without it"
+            )
+        now = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        key = f"{now}-{re.sub(r'[^a-z0-9]+', '-', kind)}-{secrets.token_hex(4)}"
+        writer = spool.Writer(folder, key)
+        if problem:
+            _say(
+                f"tracking server {uri} is not reachable ({problem}): offline, spooling to {config.spool} "
+                "(replay with `cnn-tuning sync`)"
+            )
+        every = {"cnn_tuning.kind": kind, **_facts(), **(tags or {})}
+        if parent is None and os.environ.get("MLFLOW_RUN_ID"):  # started by `mlflow run`
+            every["mlflow.parentRunId"] = os.environ["MLFLOW_RUN_ID"]
+        writer.append(
+            "start",
+            name=redact(name),
+            kind=kind,
+            experiment=config.experiment,
+            uri=redact(uri),
+            parent=parent,
+            tags=redact_values(every),
+            price_per_hour=config.price_per_hour,
+            system_metrics_every_s=config.system_metrics_every_s,
+            **spool.writer_identity(),
+        )
+        run = cls(config, uri, key, writer)
+        run.log_params(params)
+        _start_deliverer(folder, uri)
+        return run
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Record values (`split/name`) at a step; costs one write to a local file."""
+        self._writer.append("metrics", step=step, values={k: float(v) for k, v in metrics.items()})
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Record flat configuration values; a value once given cannot change."""
+        self._writer.append("params", values=redact_values(params))
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set or replace tags."""
+        self._writer.append("tags", values=redact_values(tags))
+
+    def log_dataset(self, *, name: str, digest: str, source: str, split: str) -> None:
+        """Record the data that went in: its digest, where it came from and which split it served as."""
+        self._writer.append("dataset", name=name, digest=digest, source=redact(source), split=split)
+
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        """Record a file or a folder as it is now, under `folder` in the run."""
+        place = self._writer.keep(path)
+        kept = self._writer.path.with_suffix("") / place
+        for file in kept.rglob("*") if kept.is_dir() else [kept]:
+            _redact_file(file)
+        self._writer.append("artifact", file=place, folder=folder)
+
+    def register(
+        self,
+        model: Path,
+        *,
+        name: str,
+        alias: str,
+        predictions: Path,
+        gate: Gate,
+        description: str,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Register a saved pyfunc folder as a new version of `name`; `alias` moves to it if the gate opens.
+
+        `predictions` is a file as `gate.write_predictions` makes it, on the test split.
+
+        Raises:
+            UserError: `model` is no saved model, or `predictions` does not read.
+        """
+        if not (model / "MLmodel").is_file():
+            raise UserError(f"{model}: no saved model to register (it has no file MLmodel)")
+        read_predictions(predictions)
+        self._events += 1
+        lineage = {k: v for k, v in _facts().items() if k.startswith("git.")}
+        self._writer.append(
+            "register",
+            id=f"{self.key}.{self._events}",
+            name=name,
+            alias=alias,
+            model=self._writer.keep(model, link=True),
+            predictions=self._writer.keep(predictions, name=Path(PREDICTIONS).name),
+            gate=asdict(gate),
+            description=redact(description),
+            tags=redact_values({"cnn_tuning.run": self.key, **lineage, **(tags or {})}),
+        )
+
+    def finish(self, status: Status = "FINISHED", *, error: str = "") -> Delivery:
+        """End the run and wait for its delivery: `config.wait_s` at most, 3 s if it failed."""
+        if self.delivery is not None:
+            return self.delivery
+        hours = (time.time() - self._began) / 3600
+        self.log_metrics({"time/seconds": hours * 3600, "cost/usd": hours * self.config.price_per_hour})
+        self._writer.append("finish", status=status, error=redact(error))
+        self._writer.close()
+        _start_deliverer(self._writer.path.parent, self.uri)
+        wait_s = self.config.wait_s if status == "FINISHED" else min(FAILURE_WAIT_S, self.config.wait_s)
+        self.delivery = self._wait(wait_s)
+        if self.delivery.state == "spooled":
+            _say(self.delivery.message)
+        return self.delivery
+
+    def __enter__(self) -> Run:
+        """Return the run."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the run; an exception goes on as it is, whatever becomes of the record."""
+        if error is None:
+            self.finish()
+            return
+        killed = isinstance(error, KeyboardInterrupt | SystemExit)
+        try:
+            self.finish("KILLED" if killed else "FAILED", error=store.one_line(error))
+        except Exception as problem:
+            _say(f"the run could not be recorded: {problem}")
+
+    def _wait(self, wait_s: float) -> Delivery:
+        began, size, said = time.time(), self._writer.size(), False
+        written = redact(self.uri)
+        while True:
+            progress = spool.progress_of(self._writer.path.parent, self.key).get(written, spool.Progress())
+            if progress.ended and progress.offset >= size:
+                note = f" ({len(progress.rejected)} events refused: see its tags)" if progress.rejected else ""
+                message = f"run {progress.run_id} is in {written}{note}"
+                return Delivery("delivered", progress.run_id, written, message, progress.registered)
+            failed = progress.state == "error" and progress.failures >= 2 and progress.attempt_at > began
+            if failed or time.time() - began >= wait_s:
+                why = progress.message or f"no delivery within {wait_s:g} s"
+                message = f"not delivered to {written} ({why}): kept in {self.config.spool}; "
+                return Delivery(
+                    "spooled", progress.run_id, written, message + "replay with `cnn-tuning sync`", None
+                )
+            if not said and time.time() - began > 2 and wait_s > FAILURE_WAIT_S:
+                said = True
+                _say(f"waiting for {written} to take in the run (at most {wait_s:g} s)")
+            time.sleep(0.05)
+
+
+@functools.cache
+def _facts() -> dict[str, str]:
+    return facts.gather()
+
+
+def _start_deliverer(folder: Path, uri: str) -> None:
+    """Make sure that a process delivers this spool, apart from this one's signals and terminal."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(folder / spool.LOCK, timeout=0):
+            pass
+    except Timeout:
+        return  # one is at work; it looks again after it lets go
+    _deliverers[:] = [process for process in _deliverers if process.poll() is None]
+    _deliverers.append(
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "cnn_tuning.tracking.deliver", str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env={**os.environ, store.PRIVATE_URI: uri, "OMP_NUM_THREADS": "1"},
+        )
+    )
+
+
+def _redact_file(path: Path) -> None:
+    if path.suffix not in TEXT or not path.is_file() or path.stat().st_size > 1_000_000:
+        return
+    text = path.read_text(errors="replace")
+    clean = redact(text)
+    if clean != text:
+        path.write_text(clean)
+
+
+def _say(text: str) -> None:
+    print(redact(text), file=sys.stderr, flush=True)

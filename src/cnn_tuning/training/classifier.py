@@ -1,0 +1,103 @@
+"""The one LightningModule: any network of `models`, cross-entropy, and what is measured each epoch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cnn_tuning.config import Recipe
+from cnn_tuning.data.batches import seeded
+from cnn_tuning.errors import UserError
+from cnn_tuning.models.network import Network
+from cnn_tuning.training.optimisation import build_optimizer, build_schedule
+
+MEASURED = ("train", "val")
+
+
+class Classifier(pl.LightningModule):
+    """Fits a network by a recipe.
+
+    `train/*` and `val/*` are measured alike: after an epoch, in evaluation mode, on unaugmented images,
+    without label smoothing, with the averaged weights where the recipe averages.
+    """
+
+    def __init__(self, network: Network, recipe: Recipe, steps: int, steps_per_epoch: int) -> None:
+        super().__init__()
+        self.network, self.recipe = network, recipe
+        self.steps, self.steps_per_epoch = steps, steps_per_epoch
+        decay = recipe.trainer.ema_decay
+        self.averaged = (
+            AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+        )
+        self.learner = torch.compile(network) if recipe.trainer.compile else network
+        self.measured: dict[str, float] = {}
+        self._sums: list[Tensor] = []
+
+    @property
+    def measured_network(self) -> Network:
+        """Return the network whose accuracy is reported: the averaged one, if there is one."""
+        return cast(Network, self.averaged.module) if self.averaged is not None else self.network
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Make dropout a function of (seed, step), so that a resumed run repeats it."""
+        torch.manual_seed(seeded(self.recipe.seed, self.global_step, 1).initial_seed())
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss that is learnt from."""
+        images, labels = batch
+        return F.cross_entropy(self.learner(images), labels, label_smoothing=self.recipe.trainer.label_smoothing)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Move the average."""
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.network)
+
+    def on_validation_epoch_start(self) -> None:
+        """Start counting anew."""
+        self._sums = [torch.zeros(3, dtype=torch.float64, device=self.device) for _ in MEASURED]
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count loss, hits and images."""
+        images, labels = batch
+        logits = self.measured_network(images).float()
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        hits = (logits.argmax(1) == labels).sum()
+        self._sums[dataloader_idx] += torch.stack([loss, hits, hits.new_tensor(len(labels))]).double()
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep `split/loss` and `split/accuracy` of this epoch in `measured`."""
+        self.measured = {}
+        for split, sums in zip(MEASURED, self._sums, strict=True):
+            loss, hits, count = sums.tolist()
+            self.measured |= {f"{split}/loss": loss / count, f"{split}/accuracy": hits / count}
+        self.log_dict(self.measured)
+        if not math.isfinite(self.measured["train/loss"]):
+            raise UserError(
+                f"the loss is no longer finite at step {self.global_step}: "
+                "lower optimizer.learning_rate or set trainer.gradient_clip: 1.0"
+            )
+
+    def configure_optimizers(self) -> Any:
+        """Return the recipe's optimizer and schedule."""
+        optimizer = build_optimizer(self.network, self.recipe.optimizer)
+        schedule = build_schedule(optimizer, self.recipe.schedule, self.steps, self.steps_per_epoch)
+        # Plateau is stepped by `lr_scheduler_step` below with what was measured, not with a logged value.
+        every = "epoch" if isinstance(schedule, ReduceLROnPlateau) else "step"
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": every, "reduce_on_plateau": False},
+        }
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        """Step the schedule, plateau with val/loss."""
+        if isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step(self.measured["val/loss"])
+        else:
+            scheduler.step()

@@ -1,0 +1,170 @@
+"""Configuration as a person meets it: what composes, what is refused, and how it is said."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cnn_tuning import config
+from cnn_tuning.config import Config, Recipe, compose, flatten, load_locked, lock_text, patch, to_plain, validate
+from cnn_tuning.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = sorted(p.stem for p in (ROOT / "conf/experiment").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def in_project(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def refusal(overrides=(), **where) -> str:
+    with pytest.raises(UserError) as caught:
+        compose(overrides, **where)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_and_validates(name):
+    composed = compose([f"experiment={name}"])
+    assert composed.experiment == name
+    head = (ROOT / f"conf/experiment/{name}.yaml").read_text().splitlines()
+    assert head[0] == "# @package _global_"
+    assert head[1].startswith("# ")
+    assert name in head[1] or "dvc repro" in head[1]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "conf").glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_an_option_is_named_as_its_file(file):
+    if file.parent.name == "experiment":
+        return
+    tree = yaml.safe_load(file.read_text())
+    assert tree["name"] == file.stem
+
+
+def test_what_is_locked_is_read_back_alike(tmp_path):
+    composed = compose(["experiment=digits", "optimizer.learning_rate=1e-3", "trainer.early_stopping.patience=2"])
+    lock = tmp_path / "params.lock.yaml"
+    lock.write_text(lock_text(composed))
+    assert load_locked(Config, lock) == composed
+    recipe = load_locked(Recipe, lock)
+    assert recipe.optimizer.learning_rate == 0.001
+    assert not hasattr(recipe, "data")
+
+
+def test_params_yaml_chooses_and_sets(tmp_path):
+    params = tmp_path / "params.yaml"
+    params.write_text(
+        "experiment: digits\nseed: 7\nmodel: {name: lab_cnn, dropout: both}\n"
+        "optimizer: sgd\ntrainer: {max_epochs: 3, early_stopping: {patience: 2}}\n"
+    )
+    composed = compose(params=params)
+    assert (composed.data.name, composed.seed) == ("digits", 7)
+    assert (composed.model.name, composed.model.dropout) == ("lab_cnn", "both")
+    assert (composed.optimizer.name, composed.trainer.max_epochs) == ("sgd", 3)
+    assert composed.trainer.early_stopping.patience == 2
+
+
+def test_a_command_line_wins_over_params_yaml(tmp_path):
+    params = tmp_path / "params.yaml"
+    params.write_text("experiment: digits\nseed: 1\nmodel: {dropout: both}\n")
+    composed = compose(["seed=2", "model=lab_cnn"], params=params)
+    assert composed.seed == 2
+    assert (composed.model.name, composed.model.dropout) == ("lab_cnn", "both")
+
+
+def test_fault_37_all_mistakes_are_told_together_with_line_and_nearest_name(tmp_path):
+    params = tmp_path / "params.yaml"
+    params.write_text(
+        "experiment: digits\nseed: -1\nmodle: lab_cnn\nmodel: lab_cn\n"
+        "trainer:\n  max_epoch: 3\n  batch_size: many\n  precision: b16\nschedule: {peak_at: 2}\n"
+    )
+    told = refusal(params=params)
+    assert told.startswith("configuration has 7 mistakes:")
+    for line in (
+        "params.yaml:2: seed: got -1, must be greater than or equal to 0",
+        "params.yaml:3: modle: unknown name; did you mean 'model'?",
+        "params.yaml:4: model: no option 'lab_cn'; did you mean 'lab_cnn'?",
+        "params.yaml:6: trainer.max_epoch: unknown name; did you mean 'max_epochs'?",
+        "params.yaml:7: trainer.batch_size: got 'many', must be integer",
+        "params.yaml:8: trainer.precision: got 'b16'",
+        "did you mean 'bf16'?",
+        "params.yaml:9: schedule.peak_at: got 2, must be less than 1",
+    ):
+        assert line in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optimizer=lion", "one of adam, adamw, sgd"),
+        ("schedule=cosine schedule.peak_at=0.2", "schedule.peak_at: unknown name"),
+        ("experiment=mnits", "did you mean 'mnist'?"),
+        ("model.dropout=conw", "did you mean 'conv'?"),
+        ("model.arguments.stem=wide", "must be like 16"),
+        ("data.image.size=[28]", "data.image.size"),
+        ("trainer.max_epochs=0", "must be greater than or equal to 1"),
+        ("trainer.max_epochs=1.5", "must be integer"),
+        ("seed=true", "must be integer"),
+        ("trainer=[", "is not an override"),
+        ("trainer", "is not an override"),
+        ("seed=1,2", "only key=value"),
+        ("~seed", "only key=value"),
+    ],
+)
+def test_fault_37_each_kind_of_mistake(override, said):
+    assert said in refusal(override.split())
+
+
+def test_fault_37_broken_yaml_names_the_line(tmp_path):
+    params = tmp_path / "params.yaml"
+    params.write_text("experiment: digits\ntrainer: {max_epochs: 3\nseed: 1\n")
+    assert "params.yaml:" in refusal(params=params)
+    params.write_text("- a list\n")
+    assert "expected `key: value` lines" in refusal(params=params)
+    assert "is missing" in refusal(params=tmp_path / "none.yaml")
+
+
+@given(
+    rate=st.floats(1e-6, 10, allow_nan=False),
+    epochs=st.integers(1, 10_000),
+    seed=st.integers(0, 2**31 - 1),
+    dropout=st.sampled_from(["none", "conv", "dense", "both"]),
+)
+def test_any_valid_value_survives_patch_and_lock(rate, epochs, seed, dropout):
+    base = _base()
+    changes = {
+        "optimizer.learning_rate": rate,
+        "trainer.max_epochs": epochs,
+        "seed": seed,
+        "model.dropout": dropout,
+    }
+    patched = patch(base, changes)
+    plain = yaml.safe_load(lock_text(patched))
+    assert validate(Config, plain) == patched
+    assert {k: flatten(to_plain(patched))[k] for k in changes} == changes
+
+
+def test_patch_refuses_a_wrong_name():
+    with pytest.raises(UserError, match="did you mean 'learning_rate'"):
+        patch(_base(), {"optimizer.learning_rat": 0.1})
+
+
+def test_configuration_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        _base().seed = 3
+
+
+_cache: list[Config] = []
+
+
+def _base() -> Config:
+    if not _cache:
+        _cache.append(compose(["experiment=digits"], conf=ROOT / config.CONF, params=ROOT / config.PARAMS))
+    return _cache[0]

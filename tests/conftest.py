@@ -1,0 +1,159 @@
+"""Shared parts of the tests: real MLflow servers on loopback, one for the session or one to be killed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from filelock import FileLock
+
+from cnn_tuning.config import TrackingConfig
+
+
+def free_port() -> int:
+    """Return a loopback port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class MlflowServer:
+    """`mlflow server` with one worker, a database and an artifact folder of its own; killable."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> MlflowServer:
+        """Start it and wait until it answers."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        environment = {
+            **os.environ,
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+        }
+        environment.pop("MLFLOW_TRACKING_URI", None)
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "mlflow", "server", "-w", "1", "--host", "127.0.0.1"),
+                    *("--port", str(self.port), "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"),
+                    *("--artifacts-destination", str(self.folder / "artifacts")),
+                ],
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                env=environment,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 90
+        while not self.answers():
+            assert self.process.poll() is None, (self.folder / "server.log").read_text()
+            assert time.monotonic() < deadline, (self.folder / "server.log").read_text()
+            time.sleep(0.1)
+        return self
+
+    def answers(self, timeout_s: float = 1.0) -> bool:
+        """Say whether /health answers within the time."""
+        try:
+            return httpx.get(f"{self.uri}/health", timeout=timeout_s, trust_env=False).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the server and all its children."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        parent = psutil.Process(self.process.pid)
+        for process in [parent, *parent.children(recursive=True)]:
+            process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it at once, as a crash does."""
+        self.signal(signal.SIGKILL)
+        if self.process is not None:
+            self.process.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A running server for tests that leave it alive."""
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow-server")).start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def killable_mlflow_server(tmp_path: Path) -> Iterator[Callable[[], MlflowServer]]:
+    """Return a function that starts a server for this test alone."""
+    servers: list[MlflowServer] = []
+
+    def start() -> MlflowServer:
+        servers.append(MlflowServer(tmp_path / f"server-{len(servers)}").start())
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.signal(signal.SIGCONT)
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def _made_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables, made once: its migrations take seconds."""
+    from cnn_tuning.tracking.store import open_store
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    open_store(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def store_db(tmp_path: Path, _made_store: Path) -> Path:
+    """Return a SQLite store of this test's own, with tables and no runs."""
+    return Path(shutil.copy(_made_store, tmp_path / "mlflow.db"))
+
+
+@pytest.fixture
+def tracking(tmp_path: Path, store_db: Path) -> Iterator[Callable[..., TrackingConfig]]:
+    """Return a function that makes a tracking configuration; afterwards, wait for its deliverers to leave."""
+    spools: set[Path] = set()
+
+    def config(**values: Any) -> TrackingConfig:
+        given = {"uri": f"sqlite:///{store_db}", "spool": str(tmp_path / "spool"), **values}
+        spools.add(Path(given["spool"]))
+        return TrackingConfig(name="test", experiment="tests", **given)
+
+    yield config
+    for folder in spools:
+        if folder.is_dir():
+            with FileLock(folder / "deliver.lock", timeout=60):
+                pass
+
+
+@pytest.fixture
+def rows() -> Callable[..., list[tuple]]:
+    """Return a function that asks a store's SQLite file itself, whatever a client would make of it."""
+
+    def query(path: Path, sql: str, *values: object) -> list[tuple]:
+        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        try:
+            return connection.execute(sql, values).fetchall()
+        finally:
+            connection.close()
+
+    return query

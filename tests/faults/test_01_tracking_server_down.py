@@ -1,0 +1,44 @@
+"""Row 1: the tracking server is down, or silent, when a run starts."""
+
+import socket
+import time
+
+import pytest
+
+from cnn_tuning.errors import UserError
+from cnn_tuning.tracking.run import Run
+
+
+@pytest.fixture(params=["closed", "silent"])
+def dead_uri(request):
+    """A port that refuses, and one that takes the connection and never answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        if request.param == "silent":
+            listener.listen()
+        with socket.socket() as probe:
+            assert (probe.connect_ex(("127.0.0.1", port)) == 0) == (request.param == "silent")
+        yield f"http://127.0.0.1:{port}"
+
+
+def test_stops_with_the_uri_named(tracking, dead_uri, tmp_path):
+    began = time.monotonic()
+    with pytest.raises(UserError, match=dead_uri):
+        Run.start(tracking(uri=dead_uri, on_unreachable="stop"), name="n", kind="train", params={})
+    assert time.monotonic() - began < 10
+    assert not (tmp_path / "spool").exists()
+
+
+def test_spools_and_says_so(tracking, dead_uri, tmp_path, capfd):
+    began = time.monotonic()
+    run = Run.start(tracking(uri=dead_uri, wait_s=2.0), name="n", kind="train", params={"seed": 1})
+    assert time.monotonic() - began < 10
+    told = capfd.readouterr().err
+    assert dead_uri in told
+    assert f"offline, spooling to {tmp_path / 'spool'}" in told
+    run.log_metrics({"train/loss": 0.5})
+    delivery = run.finish()
+    assert delivery.state == "spooled"
+    assert "cnn-tuning sync" in delivery.message
+    assert '"train/loss":0.5' in (tmp_path / "spool" / f"{run.key}.jsonl").read_text()

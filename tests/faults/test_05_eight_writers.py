@@ -1,0 +1,34 @@
+"""Row 5: eight processes log to one SQLite store; every metric is there."""
+
+import multiprocessing
+
+from cnn_tuning.tracking.run import Run
+
+WRITERS, STEPS = 8, 100
+
+
+def _write(number, config, barrier):
+    barrier.wait()
+    with Run.start(config, name=f"writer-{number}", kind="train", params={"number": number}) as run:
+        for step in range(STEPS):
+            run.log_metrics({"train/loss": number + step / STEPS}, step)
+    assert run.delivery.state == "delivered", run.delivery
+
+
+def test_every_metric_is_present(tracking, store_db, rows):
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(WRITERS)
+    config = tracking()
+    processes = [context.Process(target=_write, args=(i, config, barrier)) for i in range(WRITERS)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * WRITERS
+    stored = rows(
+        store_db,
+        "select r.name, m.step, m.value from metrics m join runs r using (run_uuid) where key = 'train/loss'",
+    )
+    expected = [(f"writer-{n}", step, n + step / STEPS) for n in range(WRITERS) for step in range(STEPS)]
+    assert sorted(stored) == sorted(expected)
+    assert rows(store_db, "select status, count(*) from runs group by status") == [("FINISHED", WRITERS)]

@@ -1,0 +1,192 @@
+"""FAULTS 32: image bombs, zip bombs, path traversal and links in archives are refused, nothing is written outside."""
+
+import io
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnn_tuning.config import ImageConfig
+from cnn_tuning.data.archives import extract
+from cnn_tuning.data.images import BadImage, to_input
+from cnn_tuning.errors import UserError
+
+LIMITS = {"max_bytes": 1 << 20, "max_files": 10, "max_ratio": 50.0}
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder to extract into, with a canary beside it that must stay as it is."""
+    (tmp_path / "around").mkdir()
+    (tmp_path / "around" / "canary").write_text("alive")
+    return tmp_path / "around" / "out"
+
+
+def refused(archive, place, message, **limits):
+    with pytest.raises(UserError, match=message) as caught:
+        extract(archive, place, **(LIMITS | limits))
+    assert archive.name in str(caught.value) and "\n" not in str(caught.value)
+    assert {p.name for p in place.parent.iterdir()} == {"canary"}, "nothing is left, inside or outside"
+    assert (place.parent / "canary").read_text() == "alive"
+    assert {p.name for p in place.parent.parent.iterdir()} == {"around", archive.name}
+
+
+def tar_of(tmp_path, *members, mode="w:gz"):
+    path = tmp_path / "hostile.tar.gz"
+    with tarfile.open(path, mode) as archive:
+        for info, data in members:
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def member(name, kind=tarfile.REGTYPE, target=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+OUTSIDE = [
+    "../canary",
+    "a/../../canary",
+    "/tmp/canary-of-an-archive",
+    "..\\canary",
+    "C:\\canary",
+    "C:canary",
+    "\\canary",
+]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_tar_that_points_outside(tmp_path, place, name):
+    archive = tar_of(tmp_path, (member("fine.txt"), b"fine"), (member(name), b"evil"))
+    assert tarfile.open(archive).getnames()[-1] == name
+    refused(archive, place, "outside the folder")
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_zip_that_points_outside(tmp_path, place, name):
+    path = tmp_path / "hostile.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("fine.txt", "fine")
+        archive.writestr(zipfile.ZipInfo(name), "evil")
+    assert zipfile.ZipFile(path).namelist()[-1] == name
+    refused(path, place, "outside the folder")
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_in_a_tar(tmp_path, place, kind):
+    archive = tar_of(tmp_path, (member("way-out", kind, ".."), b""), (member("way-out/canary"), b"evil"))
+    assert not tarfile.open(archive).getmembers()[0].isfile()
+    refused(archive, place, "is a link, a device")
+
+
+def test_a_link_in_a_zip(tmp_path, place):
+    path = tmp_path / "hostile.zip"
+    info = zipfile.ZipInfo("way-out")
+    info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(info, "..")
+        archive.writestr("way-out/canary", "evil")
+    refused(path, place, "is a link or a device")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_bomb_by_size_by_ratio_and_by_count(tmp_path, place, kind):
+    def made(name, files):
+        if kind == "tar":
+            return tar_of(tmp_path, *((member(n), d) for n, d in files.items()))
+        path = tmp_path / name
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for n, d in files.items():
+                archive.writestr(n, d)
+        return path
+
+    bomb = made("hostile.zip", {f"{i}": bytes(3 << 20) for i in range(4)})
+    assert bomb.stat().st_size < 100_000, "megabytes in a few kilobytes"
+    refused(bomb, place, "archive bomb", max_ratio=1e9)
+    refused(bomb, place, "archive bomb", max_bytes=1 << 40)
+    bomb.unlink()
+    many = made("hostile.zip", {f"{i}": b"" for i in range(11)})
+    refused(many, place, "more than 10 entries", max_ratio=1e9)
+
+
+def test_a_zip_whose_header_lies_about_the_size(tmp_path, place):
+    path = tmp_path / "hostile.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("0", bytes(8 << 20))
+    data = path.read_bytes()
+    lie = data.replace(struct.pack("<I", 8 << 20), struct.pack("<I", 100))
+    assert lie != data
+    path.write_bytes(lie)
+    refused(path, place, "damaged|bomb")
+
+
+def test_a_tar_bomb_in_its_own_long_name_header(tmp_path, place):
+    """The name of a member may be gigabytes long: what the reader takes in for itself is limited too."""
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 600 << 20
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    path = tmp_path / "hostile.tar.gz"
+    with path.open("wb") as file:
+        file.write(packer.compress(info.tobuf(tarfile.GNU_FORMAT)))
+        for _ in range(600):
+            file.write(packer.compress(b"n" * (1 << 20)))
+        file.write(packer.flush())
+    assert path.stat().st_size < 1 << 20
+    refused(path, place, "bomb")
+
+
+def test_an_encrypted_zip(tmp_path, place):
+    path = tmp_path / "hostile.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a", b"secret")
+    data = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(signature) + offset] |= 1
+    path.write_bytes(bytes(data))
+    refused(path, place, "is encrypted")
+
+
+def png_bomb(width, height):
+    """A valid PNG header of any size over a few hundred bytes of data."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("size", [(12_000, 12_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
+def test_an_image_bomb_is_refused_by_its_header(size):
+    import tracemalloc
+
+    bomb = png_bomb(*size)
+    assert len(bomb) < 300
+    if size[0] < 13_000:
+        assert Image.open(io.BytesIO(bomb)).size == size, "the header is a real one"
+    tracemalloc.start()
+    with pytest.raises(BadImage, match="limit"):
+        to_input(bomb, ImageConfig((28, 28), 1))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 << 20, "nothing was decoded"
+
+
+def test_the_limit_is_about_the_picture_not_the_array():
+    assert to_input(np.zeros((100, 100), np.uint8), ImageConfig((28, 28), 1), max_pixels=10_000).shape == (
+        1,
+        28,
+        28,
+    )

@@ -1,0 +1,82 @@
+"""The house: import directions, and that `dvc.yaml` names what each stage reads and is made of."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cnn_tuning.config import AMBIENT, sections_of
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src"
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+READS = {
+    "fetch": "FetchConfig",
+    "preprocess": "PreprocessConfig",
+    "train": "TrainConfig",
+    "evaluate": "EvaluateConfig",
+}
+# Rooms that record or show and cannot change what a stage computes.
+RECORDS = ("cnn_tuning/tracking", "cnn_tuning/config", "cnn_tuning/errors.py", "cnn_tuning/stages/command.py",
+           "cnn_tuning/stages/lineage.py", "cnn_tuning/__init__.py")  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", READS)
+def test_a_stage_lists_the_sections_that_it_reads(stage):
+    module = importlib.import_module(f"cnn_tuning.stages.{stage}")
+    read = sections_of(getattr(module, READS[stage])) - AMBIENT
+    listed = {name for entry in PIPELINE[stage]["params"] for name in entry["params.lock.yaml"]}
+    assert listed == read
+
+
+@pytest.mark.parametrize("stage", READS)
+def test_a_stage_depends_on_the_code_that_it_is_made_of(stage):
+    listed = [dep for dep in PIPELINE[stage]["deps"] if dep.startswith("src/")]
+    for file in closure(SOURCE / f"cnn_tuning/stages/{stage}.py"):
+        name = file.relative_to(ROOT).as_posix()
+        if name.removeprefix("src/").startswith(RECORDS) or file.name == "__init__.py":
+            continue
+        assert any(name == dep or name.startswith(dep + "/") for dep in listed), f"{stage} uses {name}"
+
+
+def closure(start: Path) -> set[Path]:
+    """Return the files of this project that a module imports, at the top or inside functions."""
+    seen: set[Path] = set()
+    waiting = [start]
+    while waiting:
+        file = waiting.pop()
+        if file in seen:
+            continue
+        seen.add(file)
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            for name in names:
+                if name.startswith("cnn_tuning"):
+                    place = SOURCE / name.replace(".", "/")
+                    waiting += [p for p in (place.with_suffix(".py"), place / "__init__.py") if p.is_file()]
+    return seen
+
+
+def test_imports_go_downward_only():
+    done = subprocess.run(
+        [Path(sys.executable).parent / "lint-imports"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("module", ["cnn_tuning.cli", "cnn_tuning.stages.train", "cnn_tuning.stages.configure"])
+def test_commands_start_without_what_is_heavy(module):
+    heavy = "torch mlflow pytorch_lightning pandas sklearn scipy matplotlib ray timm dvc boto3"
+    code = f"import sys, {module}; print(sorted(set({heavy.split()!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
