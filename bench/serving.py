@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def _picture() -> bytes:
 
 
 @contextmanager
-def _server(command: list[str], *, stock: bool):
+def _server(command: list[str], *, stock: bool) -> Iterator[int]:
     """Run a server on a free port until the block ends; yields the port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

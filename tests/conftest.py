@@ -97,19 +97,20 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
     server.kill()
 
 
+@pytest.fixture(scope="session")
+def _killable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path_factory.mktemp("killable-server"))
+    yield server
+    server.kill()
+
+
 @pytest.fixture
-def killable_mlflow_server(tmp_path: Path) -> Iterator[Callable[[], MlflowServer]]:
-    """Return a function that starts a server for this test alone."""
-    servers: list[MlflowServer] = []
-
-    def start() -> MlflowServer:
-        servers.append(MlflowServer(tmp_path / f"server-{len(servers)}").start())
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.signal(signal.SIGCONT)
-        server.kill()
+def killable_mlflow_server(_killable: MlflowServer) -> Iterator[MlflowServer]:
+    """A running server that a test may stop or kill; the next test finds it running again."""
+    if not _killable.answers():
+        _killable.start()
+    yield _killable
+    _killable.signal(signal.SIGCONT)
 
 
 @pytest.fixture(scope="session")
@@ -157,3 +158,24 @@ def rows() -> Callable[..., list[tuple]]:
             connection.close()
 
     return query
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a saved MLflow model that answers "seven" to every row."""
+    import mlflow
+    import pandas as pd
+    from mlflow.models import infer_signature
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    code = folder / "seven.py"
+    code.write_text(
+        "import mlflow, pandas as pd\n"
+        "class Seven(mlflow.pyfunc.PythonModel):\n"
+        "    def predict(self, context, model_input, params=None):\n"
+        "        return pd.DataFrame({'label': ['seven'] * len(model_input)})\n"
+        "mlflow.models.set_model(Seven())\n"
+    )
+    signature = infer_signature(pd.DataFrame({"image": ["a"]}), pd.DataFrame({"label": ["b"]}))
+    mlflow.pyfunc.save_model(folder / "model", python_model=code, signature=signature, pip_requirements=["mlflow"])
+    return folder / "model"

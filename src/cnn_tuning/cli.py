@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from cnn_tuning.errors import UserError
 from cnn_tuning.stages.command import run_command
+
+if TYPE_CHECKING:
+    from cnn_tuning.config import Config
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,7 +47,7 @@ def show(model: str) -> None:
     """
     from cnn_tuning.tracking.lineage import describe, lineage
 
-    click.echo(describe(lineage(model, _tracking())))
+    click.echo(describe(lineage(model, _composed().tracking)))
 
 
 @cli.command()
@@ -54,7 +57,7 @@ def sync(spool: Path | None, uri: str | None) -> None:
     """Deliver runs that were recorded while the tracking server was away. SPOOL: the folder that holds them."""
     from cnn_tuning.tracking.sync import sync as deliver
 
-    rows = deliver(spool or Path(_tracking().spool), uri)
+    rows = deliver(spool or Path(_composed().tracking.spool), uri)
     for row in rows:
         click.echo(row)
     if not rows:
@@ -72,9 +75,13 @@ def predict(source: str, model: str | None, out: Path, top_k: int, batch_size: i
     from cnn_tuning.serving.batch import predict_folder
     from cnn_tuning.serving.predictor import Predictor
     from cnn_tuning.serving.server import find
+    from cnn_tuning.tracking.store import tracking_uri
 
-    served = find(model or _champion())
-    predict_folder(Predictor(served.bundle), source, out, top_k=top_k, batch_size=batch_size)
+    composed = _composed()
+    served = find(model or _champion(composed), tracking_uri(composed.tracking))
+    done = predict_folder(Predictor(served.bundle), source, out, top_k=top_k, batch_size=batch_size)
+    unread = f", {done.unreadable:,} unreadable (named there)" if done.unreadable else ""
+    click.echo(f"{out}: {done.predicted:,} pictures classified by {served.name} version {served.version}{unread}")
 
 
 @cli.command()
@@ -82,11 +89,11 @@ def predict(source: str, model: str | None, out: Path, top_k: int, batch_size: i
 @click.argument("overrides", nargs=-1)
 def serve(model: str | None, overrides: tuple[str, ...]) -> None:
     """Answer over HTTP. OVERRIDES change the section `serving`, such as serving.port=9000."""
-    from cnn_tuning.config import compose
     from cnn_tuning.serving.server import serve as answer
+    from cnn_tuning.tracking.store import tracking_uri
 
-    serve_config = compose(overrides).serving
-    answer(model or _champion(), serve_config)
+    composed = _composed(overrides)
+    answer(model or _champion(composed), composed.serving, tracking_uri(composed.tracking))
 
 
 @cli.command()
@@ -97,22 +104,16 @@ def verify() -> None:
     compare()
 
 
-def _tracking():  # type: ignore[no-untyped-def]
+def _composed(overrides: tuple[str, ...] = ()) -> Config:
     from cnn_tuning.config import compose
 
-    return compose().tracking
+    return compose(overrides)
 
 
-def _champion() -> str:
-    from cnn_tuning.config import compose
-
-    registry = compose().registry
-    return f"models:/{registry.model}@{registry.alias}"
+def _champion(composed: Config) -> str:
+    return f"models:/{composed.registry.model}@{composed.registry.alias}"
 
 
 def main() -> None:
     """Run the command line."""
     run_command(cli)
-
-
-__all__ = ["UserError", "main"]

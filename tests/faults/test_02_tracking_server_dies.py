@@ -9,7 +9,7 @@ STEPS = 400
 
 
 def test_everything_arrives_once_after_the_server_is_back(tracking, killable_mlflow_server, tmp_path, rows):
-    server = killable_mlflow_server()
+    server = killable_mlflow_server
     database = server.folder / "mlflow.db"
     run = Run.start(tracking(uri=server.uri), name="dies", kind="train", params={"seed": 1})
     for step in range(STEPS):
@@ -43,9 +43,9 @@ def test_a_replay_from_the_beginning_leaves_no_trace(tracking, tmp_path, store_d
             run.log_metrics({"train/loss": step / 7, "train/broken": float("nan")}, step)
         run.log_dataset(name="digits", digest="d" * 36, source="file:digits", split="train")
     assert run.delivery.state == "delivered"
+    _wait_until(lambda: not _held(tmp_path / "spool" / "deliver.lock"))
     tables = ("metrics", "params", "tags", "inputs", "runs")
     counts = [rows(store_db, f"select count(*) from {table}") for table in tables]
-    _wait_until(lambda: not _held(tmp_path / "spool" / "deliver.lock"))
     (tmp_path / "spool" / f"{run.key}.delivery.json").unlink()  # as if no answer had ever been noted
     (row,) = sync(tmp_path / "spool")
     assert row.run_id == run.delivery.run_id

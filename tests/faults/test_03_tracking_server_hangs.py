@@ -8,13 +8,13 @@ from cnn_tuning.tracking.run import Run
 
 
 def test_steps_go_on(tracking, killable_mlflow_server, tmp_path, rows):
-    server = killable_mlflow_server()
+    server = killable_mlflow_server
     run = Run.start(tracking(uri=server.uri, wait_s=2.0), name="hangs", kind="train", params={})
     slowest, step = 0.0, 0
     hanging_since = None
     began = time.monotonic()
-    while hanging_since is None or time.monotonic() - hanging_since < 5:
-        if hanging_since is None and time.monotonic() - began > 3:
+    while hanging_since is None or time.monotonic() - hanging_since < 4:
+        if hanging_since is None and time.monotonic() - began > 2:
             server.signal(signal.SIGSTOP)
             assert not server.answers(timeout_s=1)
             hanging_since = time.monotonic()
@@ -33,6 +33,9 @@ def test_steps_go_on(tracking, killable_mlflow_server, tmp_path, rows):
         assert time.monotonic() < deadline
         time.sleep(0.5)
     database = server.folder / "mlflow.db"
-    stored = rows(database, "select step from metrics where key = 'train/loss' order by step")
-    assert stored == [(i,) for i in range(step)]
-    assert rows(database, "select status from runs where lifecycle_stage = 'active'") == [("FINISHED",)]
+    runs = "from runs where name = 'hangs' and lifecycle_stage = 'active'"
+    assert rows(database, f"select status {runs}") == [("FINISHED",)]
+    stored = (
+        f"select step from metrics where key = 'train/loss' and run_uuid in (select run_uuid {runs}) order by step"
+    )
+    assert rows(database, stored) == [(i,) for i in range(step)]

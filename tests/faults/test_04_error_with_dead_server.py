@@ -18,7 +18,7 @@ with Run.start(config, name="fails", kind="train", params={}) as run:
 
 
 def test_the_original_error_comes_through(killable_mlflow_server, tmp_path):
-    server = killable_mlflow_server()
+    server = killable_mlflow_server
     spool = tmp_path / "spool"
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, server.uri, str(spool)],

@@ -1,4 +1,4 @@
-"""FAULTS 32: image bombs, zip bombs, path traversal and links in archives are refused, nothing is written outside."""
+"""FAULTS 32: image bombs, zip bombs, path traversal, links in archives: refused, nothing written outside."""
 
 import io
 import stat
@@ -65,7 +65,8 @@ OUTSIDE = [
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_a_tar_that_points_outside(tmp_path, place, name):
     archive = tar_of(tmp_path, (member("fine.txt"), b"fine"), (member(name), b"evil"))
-    assert tarfile.open(archive).getnames()[-1] == name
+    with tarfile.open(archive) as made:
+        assert made.getnames()[-1] == name
     refused(archive, place, "outside the folder")
 
 
@@ -82,7 +83,8 @@ def test_a_zip_that_points_outside(tmp_path, place, name):
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
 def test_links_and_devices_in_a_tar(tmp_path, place, kind):
     archive = tar_of(tmp_path, (member("way-out", kind, ".."), b""), (member("way-out/canary"), b"evil"))
-    assert not tarfile.open(archive).getmembers()[0].isfile()
+    with tarfile.open(archive) as made:
+        assert not made.getmembers()[0].isfile()
     refused(archive, place, "is a link, a device")
 
 
@@ -130,12 +132,12 @@ def test_a_zip_whose_header_lies_about_the_size(tmp_path, place):
 def test_a_tar_bomb_in_its_own_long_name_header(tmp_path, place):
     """The name of a member may be gigabytes long: what the reader takes in for itself is limited too."""
     info = tarfile.TarInfo("././@LongLink")
-    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 600 << 20
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 64 << 20
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     path = tmp_path / "hostile.tar.gz"
     with path.open("wb") as file:
         file.write(packer.compress(info.tobuf(tarfile.GNU_FORMAT)))
-        for _ in range(600):
+        for _ in range(64):
             file.write(packer.compress(b"n" * (1 << 20)))
         file.write(packer.flush())
     assert path.stat().st_size < 1 << 20

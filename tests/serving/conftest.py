@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def mlflow_model(bundle: Path, digits: np.ndarray, tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture(scope="session")
-def live(bundle: Path):
+def live(bundle: Path) -> Iterator[servers.Live]:
     """A front around the bundle, with default limits."""
     with servers.front(bundle) as server:
         yield server

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from cnn_tuning.serving.predictor import Predictor
 
 
 @pytest.fixture(scope="module")
-def model(mlflow_model: Path):
+def model(mlflow_model: Path) -> Any:
     import mlflow
 
     return mlflow.pyfunc.load_model(str(mlflow_model))
@@ -32,8 +33,8 @@ def _text(image: np.ndarray) -> str:
 
 def _plain(predictions: pd.DataFrame) -> list[tuple]:
     return [
-        (row.label, row.index_, row.probability, [(c["label"], c["index"], c["probability"]) for c in row.top_k])
-        for row in predictions.rename(columns={"index": "index_"}).itertuples(index=False)
+        (row["label"], row["index"], row["probability"], [tuple(choice.values()) for choice in row["top_k"]])
+        for row in predictions.to_dict("records")
     ]
 
 
@@ -44,7 +45,7 @@ def _expected(bundle: Path, images: list, top_k: int) -> list[tuple]:
     ]
 
 
-def test_every_form_of_image_gives_the_predictors_answer(model, bundle: Path, digits: np.ndarray) -> None:
+def test_every_form_of_image_gives_the_predictors_answer(model: Any, bundle: Path, digits: np.ndarray) -> None:
     images = [image[0] for image in digits]
     expected = _expected(bundle, images, 3)
     for cells in (
@@ -59,7 +60,7 @@ def test_every_form_of_image_gives_the_predictors_answer(model, bundle: Path, di
         assert _plain(answer) == expected
 
 
-def test_a_list_of_texts_as_the_scoring_server_passes_it(model, bundle: Path, digits: np.ndarray) -> None:
+def test_a_list_of_texts_as_the_scoring_server_passes_it(model: Any, bundle: Path, digits: np.ndarray) -> None:
     images = [image[0] for image in digits]
     answer = model.predict({"image": [_text(image) for image in images]})
     assert _plain(answer) == _expected(bundle, images, 1)
@@ -80,7 +81,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_invalid_parameter_value(model, name: str) -> None:
+def test_bad_input_is_invalid_parameter_value(model: Any, name: str) -> None:
     from mlflow.exceptions import MlflowException
 
     cells, params, words = BAD[name]
@@ -91,7 +92,7 @@ def test_bad_input_is_invalid_parameter_value(model, name: str) -> None:
     assert_one_line(caught.value.message)
 
 
-def test_image_bomb(model) -> None:
+def test_image_bomb(model: Any) -> None:
     """A picture of 64 megapixels, a few hundred kilobytes as a file."""
     from mlflow.exceptions import MlflowException
 
@@ -121,7 +122,10 @@ def test_signature_example_and_requirements(mlflow_model: Path) -> None:
     model = Model.load(str(mlflow_model))
     assert model.signature is not None and model.signature.inputs.input_names() == ["image"]
     assert model.signature.params is not None and model.signature.params.params[0].name == "top_k"
-    assert "image" in json.loads((mlflow_model / "serving_input_example.json").read_text())["dataframe_split"]["columns"]
+    assert (
+        "image"
+        in json.loads((mlflow_model / "serving_input_example.json").read_text())["dataframe_split"]["columns"]
+    )
     lines = (mlflow_model / "requirements.txt").read_text().split()
     assert all("==" in line and "+" not in line for line in lines)
     assert {line.partition("==")[0] for line in lines} >= {"mlflow", "numpy", "pillow", "safetensors", "torch"}
@@ -154,7 +158,11 @@ def test_predicts_in_a_fresh_process_without_the_repository(
     hidden = subprocess.run(guard, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert "No module named 'cnn_tuning'" in hidden.stderr, "the installed package must be out of reach"
     done = subprocess.run(
-        [*command, "-B", "-c", FRESH, str(mlflow_model)], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [*command, "-B", "-c", FRESH, str(mlflow_model)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])

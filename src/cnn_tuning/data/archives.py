@@ -141,6 +141,9 @@ def _extract_tar(archive: Path, work: Path, budget: _Budget) -> None:
                     _write(source, place)
                 else:
                     raise budget.refuse(f"{member.name!r} is a link, a device or a sparse file")
+        # To the end, where gzip, bzip2 and xz keep their checksums: tarfile stops before them.
+        while capped.read():
+            pass
         if budget.files == 0:
             raise tarfile.ReadError("no members")
 

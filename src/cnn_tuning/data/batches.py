@@ -44,8 +44,11 @@ class _Rows(Dataset):
         return len(self.batches)
 
     def __getitem__(self, batch: int) -> tuple[Tensor, Tensor]:
-        rows = np.sort(self.batches[batch])  # ascending reads; order within a batch does not matter
-        return torch.from_numpy(self.split.images[rows]), torch.from_numpy(self.split.labels[rows])
+        rows = self.batches[batch]
+        ascending = np.argsort(rows)  # the disk is read forwards, the batch keeps its order
+        images = np.empty((len(rows), *self.split.images.shape[1:]), np.uint8)
+        images[ascending] = self.split.images[rows[ascending]]
+        return torch.from_numpy(images), torch.from_numpy(self.split.labels[rows])
 
 
 class Batches:

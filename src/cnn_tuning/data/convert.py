@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,7 +24,6 @@ import numpy as np
 
 from cnn_tuning.config import ImageConfig
 from cnn_tuning.data.images import BadImage, to_input
-from cnn_tuning.data.packed import digest_of
 from cnn_tuning.errors import UserError
 
 _CHUNK_BYTES = 16 << 20
@@ -57,12 +56,10 @@ class ImageFile:
         return file.tell()
 
     def write(self, start: int, pixels: np.ndarray) -> None:
-        """Write images from position `start` on. Plain writes: a memory map's pages would count as memory."""
+        """Write images from position `start` on; by plain writes, as a memory map's pages count as memory."""
         try:
             with self.path.open("r+b") as file:
-                np.lib.format.read_magic(file)
-                np.lib.format.read_array_header_1_0(file)
-                file.seek(start * math.prod(self.shape), os.SEEK_CUR)
+                self._to_images(file, start)
                 file.write(np.ascontiguousarray(pixels).data)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from None
@@ -71,22 +68,37 @@ class ImageFile:
         """Keep the images where `valid`, in order."""
         if valid.all():
             return
-        row = math.prod(self.shape)
-        block = max(1, _CHUNK_BYTES // row)
-        kept = np.flatnonzero(valid)
-        images = np.load(self.path, mmap_mode="r")
-        for start in range(0, len(kept), block):
-            # Never ahead of what is read: the position of an image only gets smaller.
-            self.write(start, images[kept[start : start + block]])
-        del images
+        position = 0
+        for start, images in self._blocks():
+            kept = images[valid[start : start + len(images)]]
+            self.write(position, kept)  # never ahead of what is read
+            position += len(kept)
         with self.path.open("r+b") as file:
-            begin = self._write_header(file, len(kept))
-            file.truncate(begin + len(kept) * row)
+            begin = self._write_header(file, position)
+            file.truncate(begin + position * math.prod(self.shape))
 
     def digest(self, labels: np.ndarray) -> str:
         """Return the SHA-256 over images and labels, as `packed.digest_of`."""
-        images = np.load(self.path, mmap_mode="r")
-        return digest_of(images, labels, max(1, _CHUNK_BYTES // math.prod(self.shape)))
+        digest = hashlib.sha256()
+        for _, images in replace(self, count=len(labels))._blocks():
+            digest.update(images.data)
+        digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
+        return digest.hexdigest()
+
+    def _blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Read all images, a few at a time."""
+        row = math.prod(self.shape)
+        block = max(1, _CHUNK_BYTES // row)
+        for start in range(0, self.count, block):
+            count = min(block, self.count - start)
+            with self.path.open("rb") as file:
+                self._to_images(file, start)
+                yield start, np.fromfile(file, np.uint8, count * row).reshape(count, *self.shape)
+
+    def _to_images(self, file: BinaryIO, start: int) -> None:
+        np.lib.format.read_magic(file)
+        np.lib.format.read_array_header_1_0(file)
+        file.seek(start * math.prod(self.shape), os.SEEK_CUR)
 
 
 @dataclass(frozen=True)

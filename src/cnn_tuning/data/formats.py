@@ -45,10 +45,10 @@ class RawData:
 
 
 @contextmanager
-def read(config: DataConfig, raw: Path) -> Iterator[RawData]:
+def read(config: DataConfig, raw: Path, *, work: Path | None = None) -> Iterator[RawData]:
     """Open the raw files of a data set; each is checked against its digests before anything is parsed.
 
-    A context: archives are unpacked into a temporary folder beside `raw` that goes when it ends.
+    A context: archives are unpacked into a temporary folder in `work` (null: beside `raw`) that goes with it.
     Raises `UserError` that names the file where the bytes are not what the format says.
     """
     found: dict[str, str] = {}
@@ -62,10 +62,10 @@ def read(config: DataConfig, raw: Path) -> Iterator[RawData]:
     if not packed:
         yield _read(config, raw, found)
         return
-    with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=raw.parent) as work:
+    with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=work or raw.parent) as unpacked:
         for name in packed:
-            extract(raw / name, Path(work) / name)
-        yield _read(config, Path(work), found)
+            extract(raw / name, Path(unpacked) / name)
+        yield _read(config, Path(unpacked), found)
 
 
 def _read(config: DataConfig, root: Path, found: dict[str, str]) -> RawData:

@@ -36,8 +36,8 @@ def prepare(config: DataConfig, raw: Path, out: Path, *, seed: int, workers: int
     try:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        with read(config, Path(raw)) as data:
-            meta = _pack(config, data, work, seed, workers or len(os.sched_getaffinity(0)))
+        with read(config, Path(raw), work=work) as data:
+            meta = _pack(config, data, work, seed, workers or _cores())
         if out.exists():
             shutil.rmtree(out)
         work.rename(out)
@@ -48,6 +48,12 @@ def prepare(config: DataConfig, raw: Path, out: Path, *, seed: int, workers: int
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return meta
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @dataclass

@@ -57,10 +57,9 @@ def fetch(config: DataConfig, out: Path, *, cache: Path = Path(".sources")) -> d
                     origin |= _copy_folder(source, out)
         except (SourceError, UserError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             if isinstance(error, OSError) and error.errno in _FATAL:
-                raise UserError(f"{error.filename or out}: {error.strerror}") from None
-            failures.append(
-                f"{source.uri}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-            )
+                place = error.filename or f"{out} or {cache}"
+                raise UserError(f"{place}: {error.strerror}") from None
+            failures.append(f"{source.uri}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
             print(f"fetch: {failures[-1]}", file=sys.stderr)
             continue
         if len(origin) >= len(config.files):
@@ -129,9 +128,9 @@ def _fetch_files(
             print(f"fetch: {name} ({size / 1e6:.1f} MB) from {origin[name]}", file=sys.stderr)
     finally:
         # What came whole is now in `out`, or was wrong; only an interrupted part stays, to go on from.
-        for path in obtained.values():
-            if path.is_relative_to(held):
-                path.unlink(missing_ok=True)
+        for path in held.glob("*"):
+            if ".part" not in path.name:
+                path.unlink()
 
 
 def _obtained(source: SourceConfig, member: str, held: Path, report: Report, most: int | None) -> Path:

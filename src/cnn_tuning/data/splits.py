@@ -62,7 +62,7 @@ def stratified(
     if count < len(names):
         raise UserError(f"{key}: {count} images are too few for {len(names)} classes: raise it")
     room = sizes - spare
-    if count > room.sum():
+    if room.min() < 1 or count > room.sum():
         raise UserError(f"{key}: {count} images of {len(labels)} leave none of some class: make it smaller")
     exact = count * sizes / sizes.sum()
     quota = np.clip(np.floor(exact).astype(int), 1, room)

@@ -112,7 +112,7 @@ def https(url: str) -> Opener:
                 etag = answer.headers.get("ETag", "")
                 # A weak tag may not stand in If-Range (RFC 9110, 13.1.5).
                 again = etag if etag and not etag.startswith("W/") else answer.headers.get("Last-Modified")
-                yield Reply(answer.iter_raw(_BLOCK), start, total, again)
+                yield Reply(answer.iter_raw(), start, total, again)
         except (
             httpx.ConnectError,
             httpx.ConnectTimeout,

@@ -45,7 +45,7 @@ class Metrics:
     recall: dict[str, Estimate | None]
     precision: dict[str, Estimate | None]
     confusion: NDArray[np.int64]
-    calibration: list[tuple[float, float, int]]
+    calibration: list[tuple[float, Estimate, int]]
 
     def flat(self, split: str) -> dict[str, float]:
         """Return the headline figures as `split/name`, their bounds as `…_low` and `…_high`."""
@@ -99,8 +99,9 @@ def measure(
         precision=_shares(classes, confusion.diagonal(), confusion.sum(0), config.confidence),
         confusion=confusion,
         calibration=[
-            (float(confident[bins == b].mean()), float(right[bins == b].mean()), int((bins == b).sum()))
-            for b in np.unique(bins)
+            (float(confident[bins == b].mean()), _share(int(hits), int(n), config.confidence), int(n))
+            for b, (hits, n) in enumerate(zip(np.bincount(bins, right), np.bincount(bins), strict=True))
+            if n
         ],
     )
 

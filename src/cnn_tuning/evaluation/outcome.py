@@ -27,7 +27,9 @@ def write_tables(
         [name, int(metrics.confusion[i].sum()), *_row(metrics.recall[name]), *_row(metrics.precision[name])]
         for i, name in enumerate(classes)
     ])  # fmt: skip
-    _write(folder / "calibration.csv", ["confidence", "accuracy", "images"], metrics.calibration)
+    _write(folder / "calibration.csv", ["confidence", "accuracy", "low", "high", "images"], [
+        [confidence, *_row(share), count] for confidence, share, count in metrics.calibration
+    ])  # fmt: skip
 
 
 def write_answers(

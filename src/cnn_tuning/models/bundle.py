@@ -73,5 +73,11 @@ def load(directory: Path, device: str = "cpu") -> tuple[Network, Specification]:
         raise UserError(f"{directory / WEIGHTS} is not the file that {MODEL} names (SHA-256 differs): restore it")
     specification = validate(Specification, content)
     network = specification.build()
-    network.load_state_dict(from_bytes(weights))
+    try:
+        network.load_state_dict(from_bytes(weights))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(
+            f"{directory} was made by other code ({reason}): train it again, or use that version"
+        ) from None
     return network.eval().to(device), specification

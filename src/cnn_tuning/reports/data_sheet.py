@@ -61,8 +61,11 @@ def _bars(axes: Axes, names: list[str], counts: dict[str, np.ndarray], *, flat: 
     axes.grid(axis="y" if flat else "x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=len(counts), loc="upper right", bbox_to_anchor=(1, 1.0), fontsize=9)
-    (axes.set_ylim if flat else axes.set_xlim)(0, max(v.max() for v in counts.values()) * 1.18)
+    if flat:
+        axes.legend(frameon=False, ncols=len(counts), loc="upper right", fontsize=9)
+        axes.set_ylim(0, max(v.max() for v in counts.values()) * 1.18)
+    else:
+        axes.figure.legend(frameon=False, ncols=len(counts), loc="outside lower right", fontsize=9)
 
 
 def image_grid(data: PackedData, path: Path, seed: int) -> None:

@@ -58,15 +58,21 @@ def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str], out: 
     _save(figure, out)
 
 
-def calibration(rows: Sequence[tuple[float, float, int]], out: Path) -> None:
-    """Draw how often answers of a confidence were right, and how many there were."""
+def calibration(table: Path, confidence: float, out: Path) -> None:
+    """Draw from `calibration.csv` how often answers of a confidence were right, and how many there were."""
     figure, (top, bottom) = _figure(5.2, 5.6, rows=2, heights=(3, 1))
-    confidence, accuracy, counts = zip(*rows, strict=True)
+    with table.open() as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    stated, counts = [row["confidence"] for row in rows], [row["images"] for row in rows]
+    accuracy = [row["accuracy"] for row in rows]
+    below = [row["accuracy"] - row["low"] for row in rows]
+    above = [row["high"] - row["accuracy"] for row in rows]
     top.plot([0, 1], [0, 1], color=PALE, linewidth=1.5, zorder=0)
-    top.plot(confidence, accuracy, "o-", color=ACCENT, markersize=5)
+    top.errorbar(stated, accuracy, (below, above), fmt="o", color=ACCENT, markersize=5, elinewidth=1)
+    top.text(0.02, 0.97, f"bars: {confidence:.0%} Wilson intervals", va="top", fontsize=8)
     top.set(title="Calibration, test split", ylabel="share right", xlim=(0, 1.01), ylim=(0, 1.03))
     top.grid(color=PALE, linewidth=0.6)
-    bottom.bar(confidence, counts, width=0.03, color=ACCENT)
+    bottom.bar(stated, counts, width=0.03, color=ACCENT)
     bottom.set(xlabel="confidence of the answer", ylabel="images", yscale="log", xlim=(0, 1.01))
     _save(figure, out)
 

@@ -36,7 +36,7 @@ from cnn_tuning.serving.predictor import Predictor
 # Requests that may wait for the network or for a decoder, and bytes of bodies held at once.
 WAITING = 64
 HELD_BYTES = 256_000_000
-# Images of different requests in one pass: 16 clients got 1500 answers/s with it, 700 without (2 cores).
+# Images of different requests in one pass: 16 clients got 1,500 answers/s with it, 700 without (2 cores).
 TOGETHER = 16
 
 TYPES = "send Content-Type: image/png (or another image/...) with the picture, or application/json"

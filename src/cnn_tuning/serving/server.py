@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import atexit
+import dataclasses
 import functools
 import multiprocessing
 import os
+import shutil
 import signal
+import socket
 import sys
+import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnn_tuning.config import ServingConfig
-from cnn_tuning.errors import UserError
+from cnn_tuning.errors import UserError, redact
+from cnn_tuning.tracking.store import absolute, open_store, problem_of, sqlite_path
 
 if TYPE_CHECKING:
     from cnn_tuning.serving.predictor import Predictor
@@ -32,12 +38,8 @@ class Served:
     version: str
 
 
-def serve(model: str, config: ServingConfig) -> None:
-    """Answer HTTP until SIGTERM or Ctrl-C; requests under way are finished first.
-
-    Args:
-        model: `models:/name@alias`, another MLflow model URI, a saved MLflow model, or a bundle's folder.
-        config: address and limits.
+def serve(model: str, config: ServingConfig, uri: str | None = None) -> None:
+    """Answer HTTP until SIGTERM or Ctrl-C; requests under way are finished first. `model`, `uri`: see `find`.
 
     Raises:
         UserError: there is no such model, or the address is taken.
@@ -47,8 +49,11 @@ def serve(model: str, config: ServingConfig) -> None:
     from granian.http import HTTP1Settings
     from granian.log import LogLevels
 
-    served = find(model)
-    _check_free(config)
+    config = _bindable(config)
+    served = find(model, uri)
+    # Threads of torch that wait by spinning hold up those of other programs, and of this one: on two busy cores
+    # a pass took 0.3 s instead of 4 ms. Workers read it when they start.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Forking a process that has threads (mlflow starts some) may lock up: workers start afresh.
     multiprocessing.set_start_method("spawn", force=True)
     Granian(
@@ -67,14 +72,19 @@ def serve(model: str, config: ServingConfig) -> None:
     ).serve(target_loader=functools.partial(_load, served, config), wrap_loader=False)
 
 
-def find(model: str) -> Served:
-    """Return the bundle that `model` names, downloaded if it is not local."""
+def find(model: str, uri: str | None = None) -> Served:
+    """Return the bundle that `model` names, downloaded for this process if it is not a folder.
+
+    Args:
+        model: `models:/NAME@ALIAS`, another MLflow model URI, a saved MLflow model, or a bundle's folder.
+        uri: the tracking store (default: MLFLOW_TRACKING_URI, or `mlflow.db` here).
+    """
+    if ":/" in model:
+        return _registered(model, absolute(uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"))
     folder = Path(model)
-    if ":/" not in model:
-        if not folder.is_dir():
-            raise UserError(f"{model}: no such folder; give a bundle's folder or models:/NAME@ALIAS")
-        return _inside(folder, folder.resolve().name, "local")
-    return _inside(Path(_download(model)), *_name_and_version(model))
+    if not folder.is_dir():
+        raise UserError(f"{model}: no such folder; give a bundle's folder or models:/NAME@ALIAS")
+    return _inside(folder, folder.resolve().name, "local")
 
 
 def _inside(folder: Path, name: str, version: str) -> Served:
@@ -92,46 +102,46 @@ def _inside(folder: Path, name: str, version: str) -> Served:
     return Served(folder / bundle, name, version)
 
 
-def _download(uri: str) -> str:
+def _registered(model: str, uri: str) -> Served:
+    path = sqlite_path(uri)
+    problem = "no such file" if path and not path.exists() else problem_of(uri)
+    if problem:
+        hint = "run `make repro` first, or set MLFLOW_TRACKING_URI"
+        raise UserError(f"{model}: tracking store {redact(uri)} cannot be used ({problem}): {hint}")
+    client = open_store(uri)
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    copy = tempfile.mkdtemp(prefix="cnn-tuning-")
+    atexit.register(shutil.rmtree, copy, ignore_errors=True)
+    name, version = model.rpartition("/")[2], "unregistered"
     try:
-        return mlflow.artifacts.download_artifacts(uri)
+        if model.startswith("models:/"):
+            name, at, alias = model.removeprefix("models:/").partition("@")
+            name, _, version = name.partition("/")
+            # The version is settled first: an alias may move between two questions.
+            version = str(client.get_model_version_by_alias(name, alias).version) if at else version
+            model_at = f"models:/{name}/{version}" if version else model
+        else:
+            model_at = model
+        downloaded = mlflow.artifacts.download_artifacts(model_at, dst_path=copy, tracking_uri=uri)
     except (MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{uri}: {reason} (tracking URI {_shown(mlflow.get_tracking_uri())})") from None
+        reason = redact(str(error).splitlines()[0])
+        raise UserError(f"{model}: {reason} (tracking store {redact(uri)})") from None
+    return _inside(Path(downloaded), name, version or "unregistered")
 
 
-def _name_and_version(uri: str) -> tuple[str, str]:
-    from mlflow import MlflowClient
-
-    if not uri.startswith("models:/"):
-        return uri.rpartition("/")[2], "unregistered"
-    name, at, alias = uri.removeprefix("models:/").partition("@")
-    if at:
-        return name, str(MlflowClient().get_model_version_by_alias(name, alias).version)
-    name, _, version = name.partition("/")
-    return name, version or "unregistered"
-
-
-def _shown(uri: str) -> str:
-    """Return a URI without a user's name or password."""
-    scheme, slashes, rest = uri.partition("://")
-    return f"{scheme}{slashes}{rest.rpartition('@')[2]}"
-
-
-def _check_free(config: ServingConfig) -> None:
-    import socket
-
+def _bindable(config: ServingConfig) -> ServingConfig:
+    """Return `config` with a port that is free: its own, or any where it says 0."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
-        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((config.host, config.port))
+            return dataclasses.replace(config, port=probe.getsockname()[1])
     except OSError as error:
-        where = f"{config.host}:{config.port}"
-        raise UserError(f"cannot listen on {where} ({error.strerror}): set serving.port to a free one") from None
+        where, reason = f"{config.host}:{config.port}", error.strerror or error
+        raise UserError(f"cannot listen on {where} ({reason}): set serving.host and serving.port") from None
 
 
 def _load(served: Served, config: ServingConfig) -> Any:
@@ -146,15 +156,14 @@ def _load(served: Served, config: ServingConfig) -> Any:
     except UserError as error:
         print(f"cnn-tuning: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    print(
-        f"{served.name} version {served.version} answers on http://{config.host}:{config.port} (Ctrl-C stops it)",
-        flush=True,
-    )
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    where = f"http://{host}:{config.port}"
+    print(f"{served.name} version {served.version} answers on {where} (Ctrl-C stops it)", flush=True)
     return application(predictor, config, served.name, served.version)
 
 
 def _warm_up(predictor: Predictor) -> None:
-    """Run each size of batch once: torch prepares a size at its first use, which takes up to 0.3 s."""
+    """Run each size of batch once: torch prepares a size at its first use, which takes some ms."""
     import numpy as np
 
     from cnn_tuning.serving.front import TOGETHER

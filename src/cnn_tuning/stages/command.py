@@ -7,6 +7,7 @@ below `--inputs` and writes below `--outputs`, so the outputs that DVC tracks st
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ import click
 
 from cnn_tuning import config
 from cnn_tuning.errors import UserError
+
+# OpenMP's threads spin at each barrier for long by default: beside another busy process a training on all
+# cores then takes ten times as long. Read by libgomp when torch is loaded, hence set here.
+SPIN_COUNT = "5000"
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ def stage(kind: type, run: Callable[[Any, Place], None], about: str) -> None:
 
 def run_command(command: click.Command) -> None:
     """Run a click command; a `UserError` is printed without a traceback, with exit status 1."""
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     try:
         command(standalone_mode=False)
     except UserError as error:

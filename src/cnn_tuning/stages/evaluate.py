@@ -60,9 +60,9 @@ def run(config: EvaluateConfig, place: Place) -> None:
     subject = _answer(place)
     classes = subject.data.meta.classes
     name = f"evaluate {subject.data.meta.name}"
-    model = json.loads((subject.bundle / "model.json").read_text())["model"]
+    recipe = json.loads((subject.bundle / "recipe.json").read_text())
     settings = {"evaluation": to_plain(config.evaluation), "registry": to_plain(config.registry)}
-    params = flatten({"seed": config.seed, "model": model, **settings})
+    params = flatten({**recipe, **settings})
     parent = subject.training.get("run")
     with Run.start(config.tracking, name=name, kind="evaluate", params=params, parent=parent) as tracked:
         metrics = measure(subject.probabilities, subject.labels, classes, config.evaluation, config.seed)
@@ -111,7 +111,7 @@ def _draw(out: Path, subject: Subject, metrics: Metrics, config: EvaluationConfi
     wrong = int((predicted != subject.labels).sum())
     plots.learning_curves(subject.bundle / "history.csv", out / "learning_curves.png")
     plots.confusion_matrix(metrics.confusion, classes, out / "confusion.png")
-    plots.calibration(metrics.calibration, out / "calibration.png")
+    plots.calibration(out / "calibration.csv", config.confidence, out / "calibration.png")
     plots.mistakes(subject.data.split(SPLIT).images[shown], captions, wrong, out / "mistakes.png")
 
 
@@ -160,7 +160,7 @@ def _write_report(out: Path, subject: Subject, metrics: Metrics) -> None:
             "weights (SHA-256)": json.loads((subject.bundle / "model.json").read_text())["weights_sha256"],
             "chosen epoch": f"{subject.best['epoch']} (step {subject.best['step']})",
             "training": f"{training['seconds']['train']} s at {training['samples_per_second']:,} samples/s",
-            "device": f"{training['device']}, precision {training['precision']}, {training['threads']} threads",
+            "device": f"{training['device']}, precision {training['precision']}, threads: {training['threads']}",
         },
     )
 

@@ -64,6 +64,7 @@ def _fit(recipe: Recipe, place: Place, out: Path, sheet: Path, tracked: Run) -> 
     fitted = fit(recipe, data, state_folder=place.outputs / place.state / "train", log=log)
     bundle.save(out, fitted.network, fitted.specification)
     _write_history(out / "history.csv", fitted.history)
+    (out / "recipe.json").write_text(json.dumps(to_plain(recipe), indent=2) + "\n")
     (out / "best.json").write_text(json.dumps(fitted.best, indent=2) + "\n")
     (out / "layers.txt").write_text(fitted.layers + "\n")
     facts = {

@@ -138,11 +138,12 @@ class _Job:
         self.gave_up = False
         self.retry_at = self.delivered_at = 0.0
         self.failed_size = -1
+        self.read_size = 0
         self.sampler: Sampler | None = None
 
     def is_settled(self) -> bool:
         """Say whether nothing is left to do, or no more tries are due."""
-        return self.gave_up or (self.progress.ended and self._size() <= self.progress.offset)
+        return self.gave_up or self._is_done()
 
     def turn(self) -> None:
         """Do what is due now."""
@@ -181,13 +182,12 @@ class _Job:
             self.failed_size = size
         else:
             progress.state, progress.message, progress.failures = "ok", "", 0
-            self.delivered_at = time.time()
+            self.delivered_at, self.read_size = time.time(), size
         progress.attempt_at = time.time()
         self._save()
 
     def row(self, busy: bool) -> Synced:
         """Return the run's state as `cnn-tuning sync` shows it."""
-        done = self.progress.ended and self._size() <= self.progress.offset
         failed = self.progress.state == "error"
         message = "; ".join(filter(None, [self.progress.message, *self.progress.rejected]))
         if busy:
@@ -196,7 +196,7 @@ class _Job:
             self.key,
             self.start["name"],
             self.written_uri,
-            "delivered" if done else "failed" if failed else "running",
+            "delivered" if self._is_done() else "failed" if failed else "running",
             self.progress.run_id,
             message,
         )
@@ -213,6 +213,10 @@ class _Job:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             self.progress.__init__()  # type: ignore[misc]
+
+    def _is_done(self) -> bool:
+        # A line that a kill tore is read and never acknowledged.
+        return self.progress.ended and self._size() <= max(self.progress.offset, self.read_size)
 
     def _is_ending(self) -> bool:
         with self.path.open("rb") as file:

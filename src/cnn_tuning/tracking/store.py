@@ -84,20 +84,32 @@ def quiet_mlflow() -> None:
 
 
 def open_store(uri: str) -> MlflowClient:
-    """Return a client on a store that is ready for use; on an empty database one process makes the tables."""
+    """Return a client on a store that is ready for use; of an empty database one process makes the tables."""
     quiet_mlflow()
     import mlflow
     from filelock import FileLock
 
     mlflow.set_tracking_uri(uri)  # mlflow-artifacts: and models: addresses resolve against the global one
-    client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
     path = sqlite_path(uri)
     if path is None:
-        return client
-    # Simultaneous first starts of MLflow's migrations fail with "duplicate column name".
+        return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+    # Simultaneous first starts of MLflow's migrations fail with "duplicate column name", and a database that
+    # was left in the middle of them is lost: make them aside, under a lock, and rename.
     with FileLock(f"{path}.lock", timeout=120):
-        client.get_experiment("0")
-    return client
+        if not path.exists():
+            _make_tables(path)
+        return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _make_tables(path: Path) -> None:
+    from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
+
+    partial = path.with_name(f"{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    engine = create_sqlalchemy_engine(f"sqlite:///{partial}")
+    _initialize_tables(engine)
+    engine.dispose()
+    partial.replace(path)
 
 
 def experiment_id(client: MlflowClient, uri: str, name: str) -> str:

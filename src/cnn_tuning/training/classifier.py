@@ -54,8 +54,9 @@ class Classifier(pl.LightningModule):
         images, labels = batch
         return F.cross_entropy(self.learner(images), labels, label_smoothing=self.recipe.trainer.label_smoothing)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Move the average."""
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """Step, and move the average: before any callback may save both."""
+        super().optimizer_step(*arguments, **options)
         if self.averaged is not None:
             self.averaged.update_parameters(self.network)
 
@@ -86,18 +87,12 @@ class Classifier(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the recipe's optimizer and schedule."""
-        optimizer = build_optimizer(self.network, self.recipe.optimizer)
+        # Lightning refuses to clip gradients for a fused optimizer under mixed precision.
+        fused = not self.recipe.trainer.gradient_clip
+        optimizer = build_optimizer(self.network, self.recipe.optimizer, fused=fused)
         schedule = build_schedule(optimizer, self.recipe.schedule, self.steps, self.steps_per_epoch)
-        # Plateau is stepped by `lr_scheduler_step` below with what was measured, not with a logged value.
-        every = "epoch" if isinstance(schedule, ReduceLROnPlateau) else "step"
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": every, "reduce_on_plateau": False},
-        }
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
-        """Step the schedule, plateau with val/loss."""
-        if isinstance(scheduler, ReduceLROnPlateau):
-            scheduler.step(self.measured["val/loss"])
+        if isinstance(schedule, ReduceLROnPlateau):
+            settings = {"scheduler": schedule, "interval": "epoch", "monitor": "val/loss"}
         else:
-            scheduler.step()
+            settings = {"scheduler": schedule, "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": settings}

@@ -20,7 +20,7 @@ from cnn_tuning.config import (
 )
 
 
-def build_optimizer(network: nn.Module, config: OptimizerConfig) -> Optimizer:
+def build_optimizer(network: nn.Module, config: OptimizerConfig, *, fused: bool) -> Optimizer:
     """Return the optimizer; weight decay leaves out biases and normalisation."""
     decayed = [p for p in network.parameters() if p.ndim > 1]
     kept = [p for p in network.parameters() if p.ndim <= 1]
@@ -30,9 +30,9 @@ def build_optimizer(network: nn.Module, config: OptimizerConfig) -> Optimizer:
     ]
     if isinstance(config, SgdConfig):
         nesterov = config.nesterov and config.momentum > 0
-        return SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=True)
+        return SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=fused)
     kind = Adam if config.name == "adam" else AdamW
-    return kind(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=True)
+    return kind(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=fused)
 
 
 def build_schedule(optimizer: Optimizer, config: ScheduleConfig, steps: int, steps_per_epoch: int) -> LRScheduler:

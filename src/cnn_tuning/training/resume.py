@@ -25,6 +25,8 @@ from torch import Tensor
 from cnn_tuning.config import Recipe, flatten, to_plain
 
 KEPT = 2
+# A validation may take this long after a signal: less than a spot host's two minutes.
+GRACE_S = 30.0
 MANIFEST = "checkpoints.json"
 
 
@@ -125,6 +127,7 @@ class Keeper(pl.Callback):
         self.best_weights: dict[str, Tensor] = {}
         self.history: list[dict[str, Any]] = []
         self.signum: int | None = None
+        self.signalled = 0.0
         self.last_write = time.monotonic()
         self._handlers: dict[int, Any] = {}
 
@@ -137,14 +140,17 @@ class Keeper(pl.Callback):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save at intervals, and before stopping."""
-        if self.signum is not None:
-            raise Interrupted(self.signum, self._save(trainer))
-        if time.monotonic() - self.last_write > self.every_s:
-            self._save(trainer)
+        # After an epoch's last batch Lightning would resume past its validation: that waits for the epoch's end.
+        if batch_idx + 1 < trainer.num_training_batches:
+            self._save_if_due(trainer)
 
-    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        """Stop between validation batches: the last checkpoint stands."""
-        if self.signum is not None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Save at intervals, and before stopping."""
+        self._save_if_due(trainer)
+
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
+        """Let a short validation end; stop a long one: the last checkpoint stands."""
+        if self.signum is not None and time.monotonic() - self.signalled > GRACE_S:
             raise Interrupted(self.signum, self.state.newest())
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -173,6 +179,12 @@ class Keeper(pl.Callback):
         self.best, self.history = state_dict["best"], state_dict["history"]
         self.best_weights = state_dict["best_weights"]
 
+    def _save_if_due(self, trainer: pl.Trainer) -> None:
+        if self.signum is not None:
+            raise Interrupted(self.signum, self._save(trainer))
+        if time.monotonic() - self.last_write > self.every_s:
+            self._save(trainer)
+
     def _save(self, trainer: pl.Trainer) -> Path:
         self.last_write = time.monotonic()
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
@@ -181,7 +193,7 @@ class Keeper(pl.Callback):
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None:  # asked twice: stop at once
             raise KeyboardInterrupt
-        self.signum = signum
+        self.signum, self.signalled = signum, time.monotonic()
 
 
 def _short(value: Any) -> str:

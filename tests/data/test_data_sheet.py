@@ -1,0 +1,28 @@
+"""Pictures of prepared data are written and show something."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnn_tuning.config import DataConfig, FileConfig, ImageConfig
+from cnn_tuning.data.packed import PackedData
+from cnn_tuning.data.prepare import prepare
+from cnn_tuning.reports.data_sheet import class_distribution, image_grid
+
+
+@pytest.mark.parametrize(("classes", "channels"), [(2, 1), (30, 3), (150, 1)])
+def test_pictures(tmp_path, classes, channels):
+    (tmp_path / "raw").mkdir()
+    count = classes * 5
+    images = np.random.default_rng(0).integers(0, 256, (count, 8, 8, channels), dtype=np.uint8)
+    np.savez(tmp_path / "raw" / "a.npz", x=images, y=np.arange(count) % classes)
+    names = tuple(f"a class with a long name, number {i}" for i in range(classes))
+    config = DataConfig(
+        "made", "npz", {"a.npz": FileConfig()}, (), ImageConfig((8, 8), channels), names, val_fraction=0.25
+    )
+    meta = prepare(config, tmp_path / "raw", tmp_path / "out", seed=0)
+    class_distribution(meta, tmp_path / "sheet" / "classes.png")
+    image_grid(PackedData.open(tmp_path / "out"), tmp_path / "sheet" / "images.png", seed=0)
+    for name in ("classes", "images"):
+        pixels = np.asarray(Image.open(tmp_path / "sheet" / f"{name}.png").convert("L"))
+        assert min(pixels.shape) > 100 and pixels.std() > 10

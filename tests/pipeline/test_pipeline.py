@@ -1,0 +1,142 @@
+"""The pipeline as a person runs it: `dvc repro` on the digits, what it gives, and what reruns when."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+
+import pytest
+import yaml
+from project import Project
+
+STAGES = ("configure", "fetch", "preprocess", "train", "evaluate")
+
+
+def ran(printed: str) -> list[str]:
+    return re.findall(r"Running stage '(\w+)'", printed)
+
+
+def test_one_command_gives_model_metrics_report_and_champion(digits):
+    assert ran(digits.printed) == list(STAGES)
+    metrics = json.loads(digits.text("results/evaluation/metrics.json"))
+    test = metrics["test"]
+    assert test["accuracy"] > 0.95
+    assert test["accuracy_low"] < test["accuracy"] < test["accuracy_high"]
+    registered = json.loads(digits.text("results/evaluation/registration.json"))
+    assert registered["version"] == "1"
+    assert registered["promoted"] is True
+    for name in ("mistakes", "confusion", "learning_curves", "calibration"):
+        assert (digits.path / f"results/evaluation/{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_history_measures_training_and_validation_on_the_same_footing(digits):
+    rows = list(csv.DictReader(digits.text("models/baseline/history.csv").splitlines()))
+    assert [int(row["epoch"]) for row in rows] == list(range(1, len(rows) + 1))
+    assert float(rows[0]["train/loss"]) > float(rows[-1]["train/loss"])
+    assert {"train/accuracy", "val/accuracy", "val/loss"} <= set(rows[0])
+    # As many training images are measured as there are validation images: their hits are whole numbers.
+    images = sum(json.loads(digits.text("data/prepared/meta.json"))["counts"]["val"])
+    for row in rows:
+        for split in ("train", "val"):
+            hits = float(row[f"{split}/accuracy"]) * images
+            assert hits == pytest.approx(round(hits), abs=1e-6)
+
+
+def test_the_summary_says_what_came_out_and_what_to_do_next(digits):
+    told = digits.run("cnn-tuning", "summary")
+    assert "test accuracy" in told
+    assert "95 % interval" in told
+    assert "results/evaluation/report.html" in told
+    assert "models:/digits-classifier/1" in told
+    assert told.count("\n") < 14
+
+
+def test_show_prints_the_lineage_of_the_champion(digits):
+    told = digits.run("cnn-tuning", "show", "models:/digits-classifier@champion")
+    commit = digits.run("git", "rev-parse", "HEAD").strip()
+    lock = yaml.safe_load(digits.text("dvc.lock"))["stages"]["preprocess"]["outs"]
+    data = next(out["md5"] for out in lock if out["path"] == "data/prepared")
+    for part in (commit, data, "optimizer.learning_rate", "model.arguments.stem", "test/accuracy"):
+        assert part in told
+    told = digits.run("cnn-tuning", "show", "models:/digits-classifier@chimpion", fails=True)
+    assert "Traceback" not in told
+    assert "champion" in told
+
+
+def test_dvc_metrics_and_plots_read_what_the_stages_wrote(digits):
+    assert "test.accuracy" in digits.run("dvc", "metrics", "show")
+    digits.run("dvc", "plots", "show", "-o", "plots")
+    page = digits.text("plots/index.html")
+    assert "vega" in page.lower()
+
+
+@pytest.fixture(scope="module")
+def again(digits, tmp_path_factory) -> Project:
+    """The same project with its results, to be changed: cache and data are linked, not computed."""
+    import shutil
+
+    path = tmp_path_factory.mktemp("again") / "project"
+    shutil.copytree(digits.path, path, symlinks=True)
+    project = Project.__new__(Project)
+    project.path = path
+    return project
+
+
+def test_a_second_run_computes_nothing_and_a_comment_neither(again):
+    assert ran(again.repro()) == []
+    (again.path / "params.yaml").write_text("# a remark\nexperiment: digits\nseed: 0\n")
+    assert ran(again.repro()) == ["configure"]
+
+
+def test_a_changed_value_reruns_exactly_what_uses_it(again):
+    (again.path / "params.yaml").write_text("experiment: digits\nseed: 0\nmodel: {dropout: dense}\n")
+    assert ran(again.repro()) == ["configure", "train", "evaluate"]
+    registered = json.loads(again.text("results/evaluation/registration.json"))
+    assert registered["version"] == "2"
+    if not registered["promoted"]:
+        assert "not promoted" in registered["reason"]
+    changed = again.run("dvc", "params", "diff", "--targets", "params.lock.yaml", "HEAD", fails=False)
+    assert changed is not None
+    (again.path / "params.yaml").write_text("experiment: digits\nseed: 0\nevaluation: {calibration_bins: 10}\n")
+    # Back to the first model: the run cache gives it without training.
+    printed = again.repro()
+    assert "Stage 'train' is cached" in printed
+    assert ran(printed) == ["configure", "evaluate"]
+
+
+def test_verify_trains_again_to_the_same_bytes_and_notices_a_change(again):
+    assert "identical" in again.run("cnn-tuning", "verify")
+    lock = again.path / "params.lock.yaml"
+    was = lock.read_text()
+    lock.write_text(was.replace("label_smoothing: 0.05", "label_smoothing: 0.06"))
+    told = again.run("cnn-tuning", "verify", fails=True)
+    lock.write_text(was)
+    assert "weights.safetensors" in told
+    assert "Traceback" not in told
+
+
+def test_a_stage_by_hand_leaves_the_tracked_outputs_alone(again):
+    before = again.text("dvc.lock"), (again.path / "models/baseline/weights.safetensors").read_bytes()
+    again.run("python", "-m", "cnn_tuning.stages.train", "model=lab_cnn", "trainer.max_epochs=1")
+    model = json.loads(again.text("scratch/models/baseline/model.json"))
+    assert model["model"]["name"] == "lab_cnn"
+    assert before == (again.text("dvc.lock"), (again.path / "models/baseline/weights.safetensors").read_bytes())
+    again.run("python", "-m", "cnn_tuning.stages.evaluate", "--inputs", "scratch", fails=True)
+    told = again.run("python", "-m", "cnn_tuning.stages.train", "experiment=mnist", fails=True)
+    assert "holds digits, not mnist" in told
+    assert "Traceback" not in told
+
+
+def test_exp_run_composes_the_experiment_that_is_asked_for(again):
+    again.commit("before exp run")
+    again.run("dvc", "exp", "run", "-S", "experiment=smoke", "-S", "seed=3")
+    locked = yaml.safe_load(again.text("params.lock.yaml"))
+    assert (locked["experiment"], locked["seed"], locked["data"]["limit"]) == ("smoke", 3, 400)
+
+
+def test_mlflow_run_starts_an_entry_point_of_the_project(again):
+    printed = again.run(
+        "mlflow", "run", ".", "-e", "train", "-P", "overrides=experiment=smoke", "--env-manager", "local"
+    )
+    assert "scratch/models/baseline: epoch" in printed

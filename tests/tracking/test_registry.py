@@ -1,0 +1,71 @@
+"""Registration through the spool, the gate's decision on the version, and the lineage read back."""
+
+import pytest
+
+from cnn_tuning.errors import UserError
+from cnn_tuning.tracking.gate import Gate, write_predictions
+from cnn_tuning.tracking.lineage import describe, lineage
+from cnn_tuning.tracking.run import Run
+
+
+def _evaluate(config, model, tmp_path, wrong, split="split-1"):
+    predictions = tmp_path / "own-name.csv"
+    write_predictions(predictions, split, ((i, i % 10, (i + (i < wrong)) % 10, 0.9) for i in range(500)))
+    with Run.start(config, name="evaluate", kind="evaluate", params={"model.name": "m", "seed": 3}) as run:
+        run.log_metrics({"test/accuracy": 1 - wrong / 500, "val/accuracy": 0.1})
+        run.log_dataset(name="digits", digest=split, source="file:digits", split="test")
+        run.register(
+            model,
+            name="classifier",
+            alias="champion",
+            predictions=predictions,
+            gate=Gate(0.05, 0.0),
+            description="A classifier.",
+            tags={"dvc.data": "0f.dir"},
+        )
+    return run.delivery.registered
+
+
+@pytest.fixture(params=["sqlite", "server"])
+def config(request, tracking):
+    if request.param == "sqlite":
+        return tracking()
+    return tracking(uri=request.getfixturevalue("mlflow_server").uri)
+
+
+def test_the_better_one_becomes_champion(config, tiny_model, tmp_path):
+    with pytest.raises(UserError, match=r"is not registered|no tracking store"):
+        lineage("models:/classifier@champion", config)
+    first, same, better, other = (
+        _evaluate(config, tiny_model, tmp_path, wrong, split)
+        for wrong, split in ((30, "split-1"), (30, "split-1"), (10, "split-1"), (0, "split-2"))
+    )
+    assert [r["promoted"] for r in (first, same, better, other)] == [True, False, True, False]
+    assert "first champion" in first["reason"]
+    assert "no gain" in same["reason"]
+    assert "98.00% against 94.00% of version 1" in better["reason"]
+    assert "another test split" in other["reason"]
+
+    found = lineage("models:/classifier@champion", config)
+    assert (found.version, found.aliases, found.gate) == ("3", ("champion",), better["reason"])
+    assert found.configuration == {"model.name": "m", "seed": 3}
+    assert found.metrics == {"test/accuracy": pytest.approx(0.98)}
+    assert found.data == (("test", "digits", "split-1", "file:digits"),)
+    assert found.tags["dvc.data"] == "0f.dir"
+    page = describe(found)
+    assert page.startswith("models:/classifier/3 @champion\n")
+    for part in (found.run_id, found.commit, "split-1", "test/accuracy", "0.98", "model.name"):
+        assert part in page
+    with pytest.raises(UserError, match=r"models:/classifier@champion"):
+        lineage("models:/classifier@challenger", config)
+    with pytest.raises(UserError, match=r"models:/NAME@ALIAS"):
+        lineage("classifier", config)
+
+
+def test_a_folder_without_a_model_is_refused_at_once(tracking, tmp_path):
+    run = Run.start(tracking(), name="n", kind="evaluate", params={})
+    with pytest.raises(UserError, match="MLmodel"):
+        run.register(
+            tmp_path, name="c", alias="champion", predictions=tmp_path, gate=Gate(0.05, 0.0), description=""
+        )
+    run.finish("FAILED")

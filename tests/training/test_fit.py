@@ -1,0 +1,151 @@
+"""fit(): learns, repeats itself to the bit, goes on where it stopped, and says what is wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from cnn_tuning.config import patch
+from cnn_tuning.errors import UserError
+from cnn_tuning.training.fit import fit
+from cnn_tuning.training.resume import Interrupted
+
+SHORT = {"trainer.max_epochs": 2, "model.dropout": "both", "augment.shift": 0.1, "augment.rotate_degrees": 5.0}
+
+
+class SignalAt(Callback):
+    """Sends this process a signal after a number of steps, as a spot host or a person would."""
+
+    def __init__(self, step: int, signum: int = signal.SIGTERM) -> None:
+        self.step, self.signum = step, signum
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), self.signum)
+
+
+def same(one, other) -> bool:
+    return all(
+        torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    )
+
+
+def test_learns_the_digits(packed, recipe, tmp_path):
+    seen = []
+    fitted = fit(recipe, packed, state_folder=tmp_path, log=lambda metrics, step: seen.append((step, metrics)))
+    assert fitted.best["val/accuracy"] > 0.97
+    assert fitted.history[0]["val/loss"] > fitted.history[-1]["val/loss"]
+    assert [step for step, _ in seen] == [row["step"] for row in fitted.history]
+    assert "val/accuracy" in seen[0][1]
+    assert "train/learning_rate" in seen[0][1]
+    assert not any(tmp_path.iterdir())  # nothing unfinished is left
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(packed, recipe, tmp_path):
+    short = patch(recipe, SHORT)
+    one, two = (fit(short, packed, state_folder=tmp_path / name) for name in "ab")
+    assert one.history == two.history
+    assert same(one.network, two.network)
+    other = fit(patch(short, {"seed": 1}), packed, state_folder=tmp_path / "c")
+    assert not same(one.network, other.network)
+
+
+@pytest.mark.parametrize("step", [1, 20, 21, 22, 42])
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_fault_14_resumed_equals_uninterrupted(packed, recipe, tmp_path, step, ema):
+    short = patch(recipe, SHORT | {"trainer.ema_decay": ema})
+    whole = fit(short, packed, state_folder=tmp_path / "whole")
+    with pytest.raises(Interrupted) as stopped:
+        fit(short, packed, state_folder=tmp_path / "cut", callbacks=[SignalAt(step)])
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert stopped.value.saved is not None
+    resumed = fit(short, packed, state_folder=tmp_path / "cut")
+    assert resumed.resumed_from == step
+    assert resumed.history == whole.history
+    assert same(resumed.network, whole.network)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "one_cycle", "step", "plateau"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_every_optimizer_and_schedule_learns_and_resumes(tmp_path, packed, schedule, optimizer):
+    from training_recipes import recipe_with
+
+    rate = 0.05 if optimizer == "sgd" else 0.003
+    chosen = recipe_with([f"schedule={schedule}", f"optimizer={optimizer}", f"optimizer.learning_rate={rate}"])
+    whole = fit(chosen, packed, state_folder=tmp_path / "whole")
+    assert whole.history[-1]["train/loss"] < 1.5
+    with pytest.raises(Interrupted):
+        fit(chosen, packed, state_folder=tmp_path / "cut", callbacks=[SignalAt(30)])
+    assert same(fit(chosen, packed, state_folder=tmp_path / "cut").network, whole.network)
+
+
+def test_fault_09_a_changed_hyperparameter_starts_anew_and_is_named(packed, recipe, tmp_path, capfd):
+    short = patch(recipe, SHORT)
+    with pytest.raises(Interrupted):
+        fit(short, packed, state_folder=tmp_path, callbacks=[SignalAt(10)])
+    changed = fit(patch(short, {"optimizer.learning_rate": 0.02}), packed, state_folder=tmp_path)
+    told = capfd.readouterr().err
+    assert "optimizer.learning_rate (0.01 → 0.02)" in told
+    assert "starting a new run" in told
+    assert changed.resumed_from == 0
+    # The unfinished run is still there, and the old value goes on with it.
+    assert fit(short, packed, state_folder=tmp_path).resumed_from == 10
+
+
+def test_a_second_signal_stops_at_once(packed, recipe, tmp_path):
+    class Stuck(Callback):
+        def on_train_batch_start(self, trainer, *_):
+            if trainer.global_step == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+                threading.Event().wait(5)
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(patch(recipe, SHORT), packed, state_folder=tmp_path, callbacks=[Stuck()])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_early_stopping_ends_before_the_last_epoch(packed, recipe, tmp_path):
+    patient = patch(recipe, {"trainer.early_stopping": {"patience": 1, "min_delta": 0.5}})
+    assert len(fit(patient, packed, state_folder=tmp_path).history) == 2
+
+
+def test_mixed_precision_clipping_and_memory_formats_train(packed, recipe, tmp_path):
+    changed = patch(
+        recipe,
+        SHORT | {"trainer.precision": "bf16", "trainer.gradient_clip": 1.0, "trainer.channels_last": False},
+    )
+    assert fit(changed, packed, state_folder=tmp_path).best["val/accuracy"] > 0.5
+
+
+def test_a_split_read_through_the_memory_map_gives_the_same_weights(packed, recipe, tmp_path):
+    short = patch(recipe, SHORT)
+    here = fit(short, packed, state_folder=tmp_path / "a")
+    mapped = fit(patch(short, {"trainer.data_on_device": "no"}), packed, state_folder=tmp_path / "b")
+    assert here.history == mapped.history
+    assert same(here.network, mapped.network)
+
+
+def test_a_loss_that_is_no_longer_finite_is_said(packed, recipe, tmp_path):
+    wild = patch(recipe, {"optimizer.learning_rate": 1e30, "trainer.max_epochs": 2})
+    with pytest.raises(UserError, match=r"no longer finite at step \d+: lower optimizer.learning_rate"):
+        fit(wild, packed, state_folder=tmp_path)
+
+
+def test_a_network_too_deep_for_the_pictures_is_said(packed, recipe, tmp_path):
+    deep = patch(recipe, {"model.architecture": "resnet9", "model.arguments": {}})
+    with pytest.raises(UserError, match="does not fit pictures of"):
+        fit(deep, packed, state_folder=tmp_path)
+    with pytest.raises(UserError, match="did you mean 'lab_cnn'"):
+        fit(patch(recipe, {"model.architecture": "lab_cn"}), packed, state_folder=tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said(packed, recipe, tmp_path):
+    with pytest.raises(UserError, match="torch sees none"):
+        fit(patch(recipe, {"trainer.accelerator": "gpu"}), packed, state_folder=tmp_path)
