@@ -1,4 +1,4 @@
-"""Shared parts of the tests: real MLflow servers on loopback, one for the session or one to be killed."""
+"""Shared parts of the tests: MLflow servers on loopback, prepared digits, a project whose pipeline has run."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ import httpx
 import psutil
 import pytest
 from filelock import FileLock
+from project import ROOT, Project
 
-from cnn_tuning.config import TrackingConfig
+from cnn_tuning.config import Recipe, TrackingConfig, compose, select
+from cnn_tuning.data.packed import PackedData
+from cnn_tuning.data.prepare import prepare
+from cnn_tuning.data.sources import fetch
 
 
 def free_port() -> int:
@@ -179,3 +183,45 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     signature = infer_signature(pd.DataFrame({"image": ["a"]}), pd.DataFrame({"label": ["b"]}))
     mlflow.pyfunc.save_model(folder / "model", python_model=code, signature=signature, pip_requirements=["mlflow"])
     return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Return a project whose pipeline has run on the real digits; shared by all workers, not to be changed."""
+    shared = _shared(tmp_path_factory) / "digits"
+    with FileLock(f"{shared}.lock"):
+        if not (shared / "printed.txt").exists():
+            shutil.rmtree(shared, ignore_errors=True)
+            project = Project(shared / "project", "experiment: digits\nseed: 0\n")
+            (shared / "printed.txt").write_text(project.repro())
+    return Project.at(shared / "project", (shared / "printed.txt").read_text())
+
+
+@pytest.fixture(scope="session")
+def digits_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the prepared digits."""
+    folder = _shared(tmp_path_factory) / "digits-data"
+    data = compose(["experiment=digits"], params=None, conf=ROOT / "conf").data
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "prepared/meta.json").exists():
+            fetch(data, folder / "raw", cache=folder / "cache")
+            prepare(data, folder / "raw", folder / "prepared", seed=0)
+    return folder / "prepared"
+
+
+@pytest.fixture(scope="session")
+def packed(digits_data: Path) -> PackedData:
+    """Return the prepared digits."""
+    return PackedData.open(digits_data)
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    """Return the recipe of the digits experiment."""
+    return select(Recipe, compose(["experiment=digits"], params=None, conf=ROOT / "conf"))
+
+
+def _shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder that all workers of this test session see."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base

@@ -16,7 +16,7 @@ class Project:
     """A Git repository with this project's files and a `params.yaml` of its own."""
 
     def __init__(self, path: Path, params: str) -> None:
-        self.path = path
+        self.path, self.printed = path, ""
         listed = subprocess.run(
             ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
         )
@@ -30,6 +30,13 @@ class Project:
         (path / "params.yaml").write_text(params)
         self.run("git", "init", "-q")
         self.commit("start")
+
+    @classmethod
+    def at(cls, path: Path, printed: str = "") -> Project:
+        """Return the project that stands at a path already, with what its pipeline printed."""
+        project = cls.__new__(cls)
+        project.path, project.printed = path, printed
+        return project
 
     def commit(self, message: str) -> None:
         """Commit everything."""

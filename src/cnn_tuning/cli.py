@@ -55,13 +55,15 @@ def show(model: str) -> None:
 @click.option("--to", "uri", help="The MLflow store to deliver to (default: where each run was meant to go).")
 def sync(spool: Path | None, uri: str | None) -> None:
     """Deliver runs that were recorded while the tracking server was away. SPOOL: the folder that holds them."""
-    from cnn_tuning.tracking.sync import sync as deliver
+    from cnn_tuning.tracking.deliver import sync as deliver
 
-    rows = deliver(spool or Path(_composed().tracking.spool), uri)
-    for row in rows:
-        click.echo(row)
-    if not rows:
+    synced = deliver(spool or Path(_composed().tracking.spool), uri)
+    for run in synced:
+        click.echo(f"{run.state:<9} {run.name}: {run.message}")
+    if not synced:
         click.echo("nothing to deliver")
+    if any(run.state == "failed" for run in synced):
+        raise click.exceptions.Exit(1)
 
 
 @cli.command()

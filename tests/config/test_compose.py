@@ -168,3 +168,19 @@ def _base() -> Config:
     if not _cache:
         _cache.append(compose(["experiment=digits"], conf=ROOT / config.CONF, params=ROOT / config.PARAMS))
     return _cache[0]
+
+
+def test_what_a_yaml_leaves_out_has_the_schemas_default_and_can_be_set(tmp_path):
+    import shutil
+
+    conf = tmp_path / "conf"
+    shutil.copytree(ROOT / "conf", conf)
+    (conf / "data/own.yaml").write_text(
+        "name: own\nformat: image_folder\nfiles: {}\nsources: [{uri: 'file:photos/'}]\n"
+        "image: {size: [32, 32], channels: 3}\n"
+    )
+    (conf / "schedule/cosine.yaml").write_text("name: cosine\n")
+    own = compose(["data=own", "data.limit=5", "schedule=cosine", "schedule.warmup_epochs=2"], conf=conf)
+    assert (own.data.limit, own.data.image.resize, own.data.bad_images) == (5, "crop", "drop")
+    assert (own.schedule.warmup_epochs, own.schedule.final_fraction) == (2, 0.0)
+    assert "did you mean 'limit'" in refusal(["data=own", "data.limt=5"], conf=conf)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 
 import pytest
 import yaml
@@ -74,13 +75,9 @@ def test_dvc_metrics_and_plots_read_what_the_stages_wrote(digits):
 @pytest.fixture(scope="module")
 def again(digits, tmp_path_factory) -> Project:
     """The same project with its results, to be changed: cache and data are linked, not computed."""
-    import shutil
-
     path = tmp_path_factory.mktemp("again") / "project"
     shutil.copytree(digits.path, path, symlinks=True)
-    project = Project.__new__(Project)
-    project.path = path
-    return project
+    return Project.at(path)
 
 
 def test_a_second_run_computes_nothing_and_a_comment_neither(again):

@@ -14,7 +14,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -89,7 +90,7 @@ def compose(overrides: Sequence[str] = (), *, params: Path | None = PARAMS, conf
         _split(_read_params(params), conf, choices, values)
     for place, tree in _read_overrides(overrides):
         _split((place, tree, {}), conf, choices, values)
-    tree = _compose_groups(choices, conf, problems)
+    tree = _with_defaults(Config, _compose_groups(choices, conf, problems))
     places: dict[str, str] = {}
     for value in values:
         _assign(tree, value, places, problems)
@@ -238,6 +239,26 @@ def _compose_groups(choices: dict[str, str], conf: Path, problems: list[str]) ->
         raise UserError(f"{conf}/ does not compose: {str(error).splitlines()[0]}") from None
     OmegaConf.set_struct(composed, False)
     return OmegaConf.to_container(composed, resolve=False)  # type: ignore[return-value]
+
+
+def _with_defaults(kind: Any, tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the tree with what a YAML may leave out, so that it can be set by name all the same."""
+    types = get_type_hints(kind)
+    for item in dataclasses.fields(kind):
+        if item.name not in tree:
+            if item.default is not dataclasses.MISSING:
+                plain = dataclasses.is_dataclass(item.default)
+                tree[item.name] = to_plain(item.default) if plain else item.default
+            elif item.default_factory is not dataclasses.MISSING:
+                tree[item.name] = item.default_factory()
+        node = tree.get(item.name)
+        hint = types[item.name]
+        members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        for member in filter(dataclasses.is_dataclass, members):
+            names = get_args(get_type_hints(member).get("name"))
+            if isinstance(node, dict) and (not names or node.get("name") in names):
+                _with_defaults(member, node)
+    return tree
 
 
 def _assign(tree: dict[str, Any], value: _Value, places: dict[str, str], problems: list[str]) -> None:

@@ -56,9 +56,7 @@ def read_folder(root: Path, classes: tuple[str, ...] | None) -> Folder:
         raise UserError(f"{root}: no class folders: expected CLASS/image.png or train/CLASS/image.png")
     unknown = sorted({f.name for part in parts.values() for f in _folders(part)} - set(names))
     if unknown:
-        raise UserError(
-            f"{root}: folders {', '.join(unknown)} are not among data.classes: add or remove them"
-        )
+        raise UserError(f"{root}: folders {', '.join(unknown)} are not among data.classes: add or remove them")
     splits: dict[str, tuple[Sequence[str], np.ndarray]] = {}
     for split, part in parts.items():
         paths: list[str] = []

@@ -76,9 +76,7 @@ def _read(config: DataConfig, root: Path, found: dict[str, str]) -> RawData:
     arrays = _readers()[config.format](config, root)
     if "train" not in arrays:
         raise UserError(f"{root}: no training images among {', '.join(arrays) or 'nothing'}")
-    classes = config.classes or tuple(
-        str(i) for i in range(max(int(y.max()) for _, y in arrays.values()) + 1)
-    )
+    classes = config.classes or tuple(str(i) for i in range(max(int(y.max()) for _, y in arrays.values()) + 1))
     splits = {}
     for name, (images, labels) in arrays.items():
         bad = np.flatnonzero((labels < 0) | (labels >= len(classes)))

@@ -96,9 +96,7 @@ class PackedData:
             raise UserError(f"{path}/meta.json is missing: run `dvc repro preprocess` first") from None
         except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise UserError(
-                f"{path}/meta.json is damaged ({reason}): run `dvc repro -f preprocess`"
-            ) from None
+            raise UserError(f"{path}/meta.json is damaged ({reason}): run `dvc repro -f preprocess`") from None
         return cls(path, meta)
 
     def split(self, name: str) -> PackedSplit:

@@ -51,9 +51,7 @@ def _held_count(config: DataConfig, split: str, available: int) -> tuple[int, st
     return round(config.val_fraction * available), "data.val_fraction"
 
 
-def stratified(
-    labels: np.ndarray, count: int, rng: np.random.Generator, key: str, spare: int = 0
-) -> np.ndarray:
+def stratified(labels: np.ndarray, count: int, rng: np.random.Generator, key: str, spare: int = 0) -> np.ndarray:
     """Choose `count` sorted indices, classes in proportion but each that occurs at least once.
 
     At least `spare` images of each class stay behind. Raises `UserError` naming `key`.
@@ -73,9 +71,7 @@ def stratified(
         # Stable order: ties go to the lowest class.
         for place in np.argsort(-wish, kind="stable")[: min(abs(gap), int(movable.sum()))]:
             quota[place] += step
-    chosen = [
-        rng.permutation(np.flatnonzero(labels == name))[:n] for name, n in zip(names, quota, strict=True)
-    ]
+    chosen = [rng.permutation(np.flatnonzero(labels == name))[:n] for name, n in zip(names, quota, strict=True)]
     return np.sort(np.concatenate(chosen))
 
 
@@ -88,9 +84,7 @@ def _check_classes(labels: np.ndarray, classes: Sequence[str]) -> None:
     counts = class_counts(labels, len(classes))
     empty = [name for name, n in zip(classes, counts, strict=True) if n == 0]
     if empty:
-        raise UserError(
-            f"no training image in {_listed(empty)}: add images, or take the name out of data.classes"
-        )
+        raise UserError(f"no training image in {_listed(empty)}: add images, or take the name out of data.classes")
 
 
 def _check_sizes(labels: np.ndarray, classes: Sequence[str], held: Sequence[str]) -> None:
@@ -99,9 +93,7 @@ def _check_sizes(labels: np.ndarray, classes: Sequence[str], held: Sequence[str]
     small = [f"{name!r} ({n})" for name, n in zip(classes, counts, strict=True) if n < need]
     if small:
         splits = ", ".join(["train", *held])
-        raise UserError(
-            f"too few images for one each in {splits}: {_listed(small)}: add images or merge classes"
-        )
+        raise UserError(f"too few images for one each in {splits}: {_listed(small)}: add images or merge classes")
 
 
 def _listed(names: Sequence[str], most: int = 10) -> str:

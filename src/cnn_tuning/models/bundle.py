@@ -61,6 +61,7 @@ def load(directory: Path, device: str = "cpu") -> tuple[Network, Specification]:
     Raises:
         UserError: a file is missing, or the weights are not those that `model.json` names.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
     directory = Path(directory)
@@ -75,6 +76,8 @@ def load(directory: Path, device: str = "cpu") -> tuple[Network, Specification]:
     network = specification.build()
     try:
         network.load_state_dict(from_bytes(weights))
+    except SafetensorError as error:
+        raise UserError(f"{directory / WEIGHTS} holds no safetensors ({error}): restore it") from None
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(

@@ -173,6 +173,9 @@ def _register(
     out: Path,
     digest: str,
 ) -> None:
+    from cnn_tuning.tracking.store import quiet_mlflow
+
+    quiet_mlflow()
     from cnn_tuning.serving.pyfunc import save
 
     meta = subject.data.meta

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import pickle
 import random
 import sys
 import time
@@ -227,7 +228,11 @@ def _position(checkpoint: Path | None, batches: DataModule, module: Classifier) 
     """Let the data go on at the checkpoint's step, and return that step (0: from the start)."""
     if checkpoint is None:
         return 0
-    step = torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"]
+    try:
+        step = torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"]
+    except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{checkpoint} is no checkpoint of ours and is not loaded ({reason}): remove it") from None
     batches.train.begin_at(*divmod(step, module.steps_per_epoch))
     print(f"going on from {checkpoint} at step {step} of {module.steps}", file=sys.stderr)
     return step

@@ -1,0 +1,37 @@
+"""FAULTS 26: an output folder that cannot be written is named before any work is done."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+# Root writes everywhere, unless it gives that up.
+PLAIN = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search,-fowner"] if os.geteuid() == 0 else []
+
+
+@pytest.mark.parametrize("folder", ["models", "results", ".state"])
+def test_26_a_stage_names_the_folder_and_stops(digits, tmp_path, folder):
+    project = tmp_path / "project"
+    shutil.copytree(digits.path, project, ignore=shutil.ignore_patterns(".dvc", "mlflow.db"))
+    shutil.rmtree(project / folder, ignore_errors=True)
+    (project / folder).mkdir()
+    (project / folder).chmod(0o500)
+    refused = subprocess.run([*PLAIN, "touch", str(project / folder / "probe")], capture_output=True)
+    assert refused.returncode  # the fault is real
+    done = subprocess.run(
+        [*PLAIN, sys.executable, "-m", "cnn_tuning.stages.train", "--locked"],
+        cwd=project,
+        env=digits.environment,
+        capture_output=True,
+        text=True,
+    )
+    (project / folder).chmod(0o700)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert folder in done.stderr
+    assert "cannot be written" in done.stderr or "not writable" in done.stderr or "Permission" in done.stderr
+    assert "epoch" not in done.stderr
