@@ -15,13 +15,14 @@ BIN = Path(sys.executable).parent
 class Project:
     """A Git repository with this project's files and a `params.yaml` of its own."""
 
-    def __init__(self, path: Path, params: str) -> None:
+    def __init__(self, path: Path, params: str, *, docs: bool = False) -> None:
         self.path, self.printed = path, ""
         listed = subprocess.run(
             ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
         )
         for name in filter(None, listed.stdout.decode().split("\0")):
-            if (ROOT / name).is_file() and not name.startswith(("tests/", "bench/", "docs/")):
+            left_out = ("tests/", "bench/") if docs else ("tests/", "bench/", "docs/")
+            if (ROOT / name).is_file() and not name.startswith(left_out):
                 (path / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, path / name)
         # The state of this checkout's own pipeline is not part of a test.

@@ -19,16 +19,19 @@ import numpy as np
 from keras import layers
 
 
-def build_model(classes: int = 10) -> keras.Model:
+def build_model(dropout: bool, classes: int = 10) -> keras.Model:
     """Build and compile the lab network for N×28×28×1 images in [0, 1]."""
+    rates = (0.25, 0.5) if dropout else (0.0, 0.0)
     model = keras.Sequential(
         [
             layers.Input((28, 28, 1)),
             layers.Conv2D(32, 3, activation="relu"),
             layers.Conv2D(64, 3, activation="relu"),
             layers.MaxPooling2D(2),
+            layers.Dropout(rates[0]),
             layers.Flatten(),
             layers.Dense(128, activation="relu"),
+            layers.Dropout(rates[1]),
             layers.Dense(classes, activation="softmax"),
         ]
     )
@@ -48,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--dropout", action="store_true", help="0.25 after the pool, 0.5 after the dense layer")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--target", type=float, help="stop at this test accuracy")
     parser.add_argument("--max-seconds", type=float, default=float("inf"), help="of training")
@@ -56,7 +60,7 @@ def main() -> None:
     keras.utils.set_random_seed(options.seed)
     images, labels = load(options.data, "train")
     test_images, test_labels = load(options.data, "test")
-    model = build_model()
+    model = build_model(options.dropout)
     seconds = 0.0
     for epoch in range(1, options.epochs + 1):
         start = time.perf_counter()

@@ -16,17 +16,20 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 
-def build_model(classes: int = 10) -> nn.Module:
+def build_model(dropout: bool, classes: int = 10) -> nn.Module:
     """Build the lab network for N×1×28×28 images in [0, 1]; it returns logits."""
+    rates = (0.25, 0.5) if dropout else (0.0, 0.0)
     return nn.Sequential(
         nn.Conv2d(1, 32, 3),
         nn.ReLU(),
         nn.Conv2d(32, 64, 3),
         nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.Dropout(rates[0]),
         nn.Flatten(),
         nn.Linear(64 * 12 * 12, 128),
         nn.ReLU(),
+        nn.Dropout(rates[1]),
         nn.Linear(128, classes),
     )
 
@@ -66,6 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--dropout", action="store_true", help="0.25 after the pool, 0.5 after the dense layer")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--target", type=float, help="stop at this test accuracy")
     parser.add_argument("--max-seconds", type=float, default=float("inf"), help="of training")
@@ -75,7 +79,7 @@ def main() -> None:
     train = load(options.data, "train")
     train_loader = DataLoader(train, batch_size=32, shuffle=True)
     test_loader = DataLoader(load(options.data, "test"), batch_size=1000)
-    model = build_model()
+    model = build_model(options.dropout)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     seconds = 0.0
     for epoch in range(1, options.epochs + 1):

@@ -1,0 +1,74 @@
+"""The commands of the README and the docs, typed one after the other in a fresh project, on real MNIST."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from project import ROOT, Project
+
+# `make test` is what runs this; the environment that it sets up is linked here.
+LEFT_OUT = {"make test"}
+SERVERS = {"mlflow ui": 5000, "make serve": 8080}
+
+
+def commands(page: Path) -> list[str]:
+    """Return the lines of the page's `sh` blocks without their remarks."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    lines = [re.sub(r"\s+#\s.*$", "", line).strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def wait_for(port: int, process) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.stdout.read()
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise AssertionError(f"nothing answers on port {port}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_readmes_commands_do_what_they_say(tmp_path):
+    # One epoch instead of the default's: the commands are tested here, not the accuracy.
+    project = Project(tmp_path / "project", "experiment: mnist\nseed: 0\ntrainer: {max_epochs: 1}\n", docs=True)
+    (project.path / ".venv").symlink_to(ROOT / ".venv")
+    servers = []
+    printed = {}
+    try:
+        for command in commands(ROOT / "README.md"):
+            if command in LEFT_OUT:
+                continue
+            if command in SERVERS:
+                servers.append(project.start("bash", "-c", command))
+                wait_for(SERVERS[command], servers[-1])
+                continue
+            printed[command] = project.run("bash", "-c", command)
+    finally:
+        for server in servers:
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait(timeout=30)
+    assert "test accuracy" in printed["make repro"]
+    assert "identical" in printed["cnn-tuning verify"]
+    answer = next(text for command, text in printed.items() if command.startswith("curl"))
+    assert '"label":"7"' in answer.replace(" ", "")
+
+
+def test_every_relative_link_of_the_pages_leads_somewhere():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "bench/README.md"]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_make_target_of_the_readme_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"make ([a-z]+)", (ROOT / "README.md").read_text()))
+    assert named <= targets
