@@ -9,30 +9,12 @@ import threading
 import pytest
 import torch
 from pytorch_lightning.callbacks import Callback
+from training_recipes import SHORT, SignalAt, recipe_with, same
 
 from cnn_tuning.config import patch
 from cnn_tuning.errors import UserError
 from cnn_tuning.training.fit import fit
 from cnn_tuning.training.resume import Interrupted
-
-SHORT = {"trainer.max_epochs": 2, "model.dropout": "both", "augment.shift": 0.1, "augment.rotate_degrees": 5.0}
-
-
-class SignalAt(Callback):
-    """Sends this process a signal after a number of steps, as a spot host or a person would."""
-
-    def __init__(self, step: int, signum: int = signal.SIGTERM) -> None:
-        self.step, self.signum = step, signum
-
-    def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step == self.step:
-            os.kill(os.getpid(), self.signum)
-
-
-def same(one, other) -> bool:
-    return all(
-        torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
-    )
 
 
 def test_learns_the_digits(packed, recipe, tmp_path):
@@ -55,26 +37,9 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(packed, recipe, 
     assert not same(one.network, other.network)
 
 
-@pytest.mark.parametrize("step", [1, 20, 21, 22, 42])
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_fault_14_resumed_equals_uninterrupted(packed, recipe, tmp_path, step, ema):
-    short = patch(recipe, SHORT | {"trainer.ema_decay": ema})
-    whole = fit(short, packed, state_folder=tmp_path / "whole")
-    with pytest.raises(Interrupted) as stopped:
-        fit(short, packed, state_folder=tmp_path / "cut", callbacks=[SignalAt(step)])
-    assert stopped.value.code == 128 + signal.SIGTERM
-    assert stopped.value.saved is not None
-    resumed = fit(short, packed, state_folder=tmp_path / "cut")
-    assert resumed.resumed_from == step
-    assert resumed.history == whole.history
-    assert same(resumed.network, whole.network)
-
-
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "one_cycle", "step", "plateau"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_every_optimizer_and_schedule_learns_and_resumes(tmp_path, packed, schedule, optimizer):
-    from training_recipes import recipe_with
-
     rate = 0.05 if optimizer == "sgd" else 0.003
     chosen = recipe_with([f"schedule={schedule}", f"optimizer={optimizer}", f"optimizer.learning_rate={rate}"])
     whole = fit(chosen, packed, state_folder=tmp_path / "whole")
@@ -82,19 +47,6 @@ def test_every_optimizer_and_schedule_learns_and_resumes(tmp_path, packed, sched
     with pytest.raises(Interrupted):
         fit(chosen, packed, state_folder=tmp_path / "cut", callbacks=[SignalAt(30)])
     assert same(fit(chosen, packed, state_folder=tmp_path / "cut").network, whole.network)
-
-
-def test_fault_09_a_changed_hyperparameter_starts_anew_and_is_named(packed, recipe, tmp_path, capfd):
-    short = patch(recipe, SHORT)
-    with pytest.raises(Interrupted):
-        fit(short, packed, state_folder=tmp_path, callbacks=[SignalAt(10)])
-    changed = fit(patch(short, {"optimizer.learning_rate": 0.02}), packed, state_folder=tmp_path)
-    told = capfd.readouterr().err
-    assert "optimizer.learning_rate (0.01 → 0.02)" in told
-    assert "starting a new run" in told
-    assert changed.resumed_from == 0
-    # The unfinished run is still there, and the old value goes on with it.
-    assert fit(short, packed, state_folder=tmp_path).resumed_from == 10
 
 
 def test_a_second_signal_stops_at_once(packed, recipe, tmp_path):

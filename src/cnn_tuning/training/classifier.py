@@ -36,7 +36,8 @@ class Classifier(pl.LightningModule):
         self.averaged = (
             AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
         )
-        self.learner = torch.compile(network) if recipe.trainer.compile else network
+        if recipe.trainer.compile:
+            network.compile()
         self.measured: dict[str, float] = {}
         self._sums: list[Tensor] = []
 
@@ -52,7 +53,7 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss that is learnt from."""
         images, labels = batch
-        return F.cross_entropy(self.learner(images), labels, label_smoothing=self.recipe.trainer.label_smoothing)
+        return F.cross_entropy(self.network(images), labels, label_smoothing=self.recipe.trainer.label_smoothing)
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         """Step, and move the average: before any callback may save both."""

@@ -1,0 +1,75 @@
+"""From a tree of values to dataclasses, with pydantic; and how a mistake is told."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from cnn_tuning.errors import UserError
+
+Section = TypeVar("Section")
+
+
+def validated(
+    kind: type[Section], tree: Mapping[str, Any], problems: list[str], places: Mapping[str, str]
+) -> Section | None:
+    """Return the tree as a dataclass; None, and its mistakes in `problems`, if it is not one."""
+    try:
+        # JSON mode: strict about types, yet a list is a tuple and an integer is a number.
+        return TypeAdapter(kind).validate_json(json.dumps(tree), strict=True)
+    except ValidationError as error:
+        problems += [_describe(detail, tree, places) for detail in error.errors()]
+        return None
+
+
+def _describe(detail: Any, tree: Mapping[str, Any], places: Mapping[str, str]) -> str:
+    path, node = _locate(detail, tree)
+    dotted = ".".join(path)
+    place = next((places[p] for p in _upward(path) if p in places), "conf")
+    if detail["type"] == "missing":
+        return f"{place}: {dotted}: a value is required"
+    if detail["type"] == "unexpected_keyword_argument":
+        return f"{place}: {dotted}: unknown name"
+    message = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    expected = detail["ctx"]["expected"] if detail["type"] == "literal_error" else ""
+    close = difflib.get_close_matches(str(node), [w.strip("' ") for w in re.split(r",| or ", expected)], n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{place}: {dotted}: got {node!r}, must be {message}{hint}"
+
+
+def _locate(detail: Any, tree: Mapping[str, Any]) -> tuple[list[str], Any]:
+    """Return the path in the tree and the value there: pydantic's location also holds union tags."""
+    path: list[str] = []
+    node: Any = tree
+    for key in detail["loc"]:
+        in_mapping = isinstance(node, Mapping) and key in node
+        in_list = isinstance(node, list) and isinstance(key, int) and key < len(node)
+        if in_mapping or in_list:
+            node, path = node[key], [*path, str(key)]
+        elif key == detail["loc"][-1] and detail["type"] in ("missing", "unexpected_keyword_argument"):
+            path = [*path, str(key)]
+    return path, node
+
+
+def _upward(path: list[str]) -> Iterator[str]:
+    for end in range(len(path), 0, -1):
+        yield ".".join(path[:end])
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Return a hint for a wrong name: the one that was probably meant, or all there are."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; one of {', '.join(sorted(known))}" if known else ""
+
+
+def report(problems: Sequence[str]) -> UserError:
+    """Return one error that lists every mistake."""
+    count = f"{len(problems)} mistakes" if len(problems) > 1 else "1 mistake"
+    return UserError(f"configuration has {count}:\n" + "\n".join(f"  {p}" for p in dict.fromkeys(problems)))

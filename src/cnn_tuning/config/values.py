@@ -1,0 +1,206 @@
+"""From text to one tree of values: `params.yaml` and overrides, sorted into group choices and values by name.
+
+Mistakes are collected, not raised, so that all can be told together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from cnn_tuning.config.check import nearest, report
+from cnn_tuning.config.schema import EarlyStoppingConfig
+from cnn_tuning.errors import UserError
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value by its path in the tree, and the place (file and line, or override) that it was read from."""
+
+    path: tuple[str, ...]
+    value: Any
+    place: str
+
+
+def read_params(path: Path) -> tuple[str, dict[str, Any], dict[tuple[str, ...], int]]:
+    """Return the file's name, its tree and the line of each key."""
+    import yaml
+    from omegaconf import OmegaConf
+
+    try:
+        text = path.read_text()
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        # OmegaConf's loader reads 1e-3 as a number; PyYAML's own reads a string.
+        tree = OmegaConf.to_container(OmegaConf.create(text or "{}"), resolve=False)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: restore it with `git checkout {path}`") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected `key: value` lines, found {type(tree).__name__}")
+    return str(path), {str(k): v for k, v in tree.items()}, dict(_lines(node))
+
+
+def _lines(node: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+    import yaml
+
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            path = (*prefix, str(key.value))
+            yield path, key.start_mark.line + 1
+            yield from _lines(value, path)
+
+
+def read_overrides(overrides: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Give each override of Hydra's grammar as (place, tree)."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except HydraException:
+            raise UserError(f"{text!r} is not an override: write key=value, e.g. trainer.max_epochs=3") from None
+        if override.is_delete() or override.is_sweep_override() or override.is_add():
+            raise UserError(f"{text!r}: only key=value is accepted here")
+        value = override.value()
+        for key in reversed(override.key_or_group.replace("/", ".").split(".")):
+            value = {key: value}
+        yield f"override {text!r}", value  # type: ignore[misc]
+
+
+def split(
+    source: tuple[str, dict[str, Any], dict[tuple[str, ...], int]],
+    conf: Path,
+    choices: dict[str, tuple[str, str]],
+    values: list[Value],
+) -> None:
+    """Sort a tree into group choices (`model: x` or `model: {name: x}`) and values by path."""
+    file, tree, lines = source
+
+    def place(path: tuple[str, ...]) -> str:
+        return f"{file}:{lines[path]}" if path in lines else file
+
+    for group, node in tree.items():
+        if not (conf / group).is_dir():
+            values.append(Value((group,), node, place((group,))))
+            continue
+        name = node.get("name") if isinstance(node, dict) else node
+        if isinstance(name, str):
+            choices[group] = (name, place((group,)))
+        if isinstance(node, dict):
+            for dotted, leaf in _leaves({k: v for k, v in node.items() if k != "name"}, (group,)):
+                values.append(Value(dotted, leaf, place(dotted)))
+        elif not isinstance(name, str):
+            values.append(Value((group,), node, place((group,))))
+
+
+def _leaves(tree: dict[str, Any], prefix: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in tree.items():
+        path = (*prefix, str(key))
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, path)
+        else:
+            yield path, value
+
+
+def compose_groups(choices: Mapping[str, tuple[str, str]], conf: Path, problems: list[str]) -> dict[str, Any]:
+    """Return what Hydra composes of `conf/` with these group choices (option and place); wrong ones are told."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
+    arguments = []
+    for group, (option, place) in choices.items():
+        options = sorted(p.stem for p in (conf / group).glob("*.yaml"))
+        if option in options:
+            arguments.append(f"{group}={option}")
+        else:
+            problems.append(f"{place}: {group}: no option {option!r}{nearest(option, options)}")
+    try:
+        with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
+            composed = hydra_compose("config", overrides=arguments)
+    except HydraException as error:
+        raise UserError(f"{conf}/ does not compose: {str(error).splitlines()[0]}") from None
+    OmegaConf.set_struct(composed, False)
+    return OmegaConf.to_container(composed, resolve=False)  # type: ignore[return-value]
+
+
+def with_defaults(kind: Any, tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the tree with what a YAML may leave out, so that it can be set by name all the same."""
+    types = get_type_hints(kind)
+    for item in dataclasses.fields(kind):
+        if item.name not in tree:
+            if item.default is not dataclasses.MISSING:
+                nested = dataclasses.is_dataclass(item.default) and not isinstance(item.default, type)
+                tree[item.name] = dataclasses.asdict(item.default) if nested else item.default
+            elif item.default_factory is not dataclasses.MISSING:
+                tree[item.name] = item.default_factory()
+        node = tree.get(item.name)
+        hint = types[item.name]
+        members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        for member in filter(dataclasses.is_dataclass, members):
+            names = get_args(get_type_hints(member).get("name"))
+            if isinstance(node, dict) and (not names or node.get("name") in names):
+                with_defaults(member, node)
+    return tree
+
+
+def assign(tree: dict[str, Any], value: Value, places: dict[str, str], problems: list[str]) -> None:
+    """Set one value in place; a name that the composed configuration lacks is a mistake."""
+    node: Any = tree
+    for depth, key in enumerate(value.path):
+        if not isinstance(node, dict) or key not in node:
+            known = list(node) if isinstance(node, dict) else []
+            dotted = ".".join(value.path[: depth + 1])
+            problems.append(f"{value.place}: {dotted}: unknown name{nearest(key, known)}")
+            return
+        if depth < len(value.path) - 1:
+            if node[key] is None:
+                node[key] = _default_of(value.path[: depth + 1])
+            node = node[key]
+    dotted, last = ".".join(value.path), value.path[-1]
+    if isinstance(node[last], dict) and not isinstance(value.value, dict | None):
+        problems.append(f"{value.place}: {dotted}: expected a mapping, got {value.value!r}")
+    elif "arguments" in value.path and not _same_kind(node[last], value.value):
+        problems.append(f"{value.place}: {dotted}: got {value.value!r}, must be like {node[last]!r}")
+    else:
+        node[last] = value.value
+        places[dotted] = value.place
+
+
+def _same_kind(known: Any, given: Any) -> bool:
+    """Tell whether a free-form argument has the type of the value in `conf/`, its only schema."""
+    if isinstance(known, list) and isinstance(given, list):
+        return all(_same_kind(known[0], item) for item in given) if known else True
+    if isinstance(known, float):
+        return isinstance(given, int | float) and not isinstance(given, bool)
+    return known is None or type(known) is type(given)
+
+
+def _default_of(path: tuple[str, ...]) -> dict[str, Any] | None:
+    """Return an empty form of an optional section (null in YAML) so that its keys can be set."""
+    if path == ("trainer", "early_stopping"):
+        return {f.name: None for f in dataclasses.fields(EarlyStoppingConfig)} | {"min_delta": 0.0}
+    return None
+
+
+def resolve(tree: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Return the tree with interpolations replaced; a value still missing (`???`) is a mistake."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    config = OmegaConf.create(tree)
+    problems += [f"{key}: a value is required" for key in sorted(OmegaConf.missing_keys(config))]
+    try:
+        return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise report([*problems, f"interpolation fails: {str(error).splitlines()[0]}"]) from None
