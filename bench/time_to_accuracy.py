@@ -32,17 +32,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5, help="trainings of ours")
     parser.add_argument("--epochs", type=int, default=10, help="of the peers at most")
+    parser.add_argument("--rounds", type=int, default=3, help="of the comparison of samples/s")
+    parser.add_argument("--only-rates", action="store_true", help="leave out the time to accuracy")
     options = parser.parse_args()
     print(machine(), flush=True)
     folder = prepared("mnist_fast")
     data = _npz(folder)
     keras_python = _keras()
 
+    if not options.only_rates:
+        _time_to_accuracy(folder, data, keras_python, options)
+    _rates(folder, data, keras_python, options.rounds)
+
+
+def _time_to_accuracy(folder: Path, data: Path, keras_python: str, options: argparse.Namespace) -> None:
     seconds, accuracies = _ours(folder, options.seeds)
     keras = _peer(keras_python, "keras_lab.py", data, options.epochs)
     torch_loop = _peer(sys.executable, "torch_lab.py", data, options.epochs)
-    lab = trained(folder, FOLDER / "lab", "experiment=lab", "model.dropout=both", "trainer.max_epochs=1")
-
     ours = statistics.mean(seconds)
     print(f"\nours         {ours:7.1f} s to {_spread(accuracies)} (mean of {len(seconds)} seeds)")
     for name, lines in (("Keras, lab", keras), ("PyTorch, lab", torch_loop)):
@@ -52,11 +58,22 @@ def main() -> None:
             f"{name:<12} {last['train_seconds']:7.1f} s to {TARGET:.2%}: {reached} after {last['epoch']} epochs; "
             f"ratio to ours {last['train_seconds'] / ours:.0f}×"
         )
-    print("\nsamples/s of the lab network, batch 32:")
-    rate = lab["samples_per_second"]
-    for name, other in (("Keras", keras[0]), ("PyTorch", torch_loop[0])):
-        theirs = other["samples_per_second"]
-        print(f"  ours {rate:,.0f}, {name} {theirs:,.0f}: {rate / theirs:.2f}×")
+
+
+def _rates(folder: Path, data: Path, keras_python: str, rounds: int) -> None:
+    """Compare one epoch of the lab network with dropout, one after the other in each round."""
+    ratios: dict[str, list[float]] = {"Keras": [], "PyTorch loop": []}
+    print("\nsamples/s of the lab network with dropout, batch 32, one epoch a round:", flush=True)
+    for turn in range(rounds):
+        lab = trained(folder, FOLDER / "lab", "experiment=lab", "model.dropout=both", "trainer.max_epochs=1")
+        ours = lab["samples_per_second"]
+        keras = _peer(keras_python, "keras_lab.py", data, 1)[0]["samples_per_second"]
+        loop = _peer(sys.executable, "torch_lab.py", data, 1)[0]["samples_per_second"]
+        ratios["Keras"].append(ours / keras)
+        ratios["PyTorch loop"].append(ours / loop)
+        print(f"  round {turn + 1}: ours {ours:,.0f}, Keras {keras:,.0f}, PyTorch loop {loop:,.0f}", flush=True)
+    for name, values in ratios.items():
+        print(f"  ours to {name}: {statistics.median(values):.2f}× (median)")
 
 
 def _ours(folder: Path, seeds: int) -> tuple[list[float], list[float]]:

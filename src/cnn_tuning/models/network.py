@@ -67,6 +67,23 @@ def architectures() -> list[str]:
     return sorted(p.stem for p in here.glob("*.py") if "\ndef build(" in p.read_text())
 
 
+class Dropout(nn.Dropout):
+    """`nn.Dropout`, on a CPU with 16 random bits an activation: a third of torch's time there."""
+
+    def forward(self, activations: Tensor) -> Tensor:
+        """Return the activations, in training with a share `p` of them at 0 and the others scaled up."""
+        if not self.training or activations.device.type != "cpu":
+            return super().forward(activations)
+        words = torch.empty(-(-activations.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        bits = words.view(torch.int16)[: activations.numel()]
+        keep = bits >= round(self.p * 2**16) - 2**15
+        # In the memory order of the activations, so that channels_last costs no copy.
+        mask = torch.empty_like(activations)
+        flat = mask.as_strided((mask.numel(),), (1,))
+        torch.mul(keep, 1 / (1 - self.p), out=flat)
+        return activations * mask
+
+
 def drop(rate: float) -> nn.Module:
-    """Return dropout of whole activations, or nothing at rate 0."""
-    return nn.Dropout(rate) if rate else nn.Identity()
+    """Return dropout of single activations, or nothing at rate 0."""
+    return Dropout(rate) if rate else nn.Identity()

@@ -19,10 +19,6 @@ import click
 from cnn_tuning import config
 from cnn_tuning.errors import UserError
 
-# OpenMP's threads spin at each barrier for long by default: beside another busy process a training on all
-# cores then takes ten times as long. Read by libgomp when torch is loaded, hence set here.
-SPIN_COUNT = "5000"
-
 
 @dataclass(frozen=True)
 class Place:
@@ -70,6 +66,7 @@ class Place:
 
 def stage(kind: type, run: Callable[[Any, Place], None], about: str) -> None:
     """Run one stage as a command; `kind` is the dataclass of the sections it reads."""
+    share_cores()
 
     @click.command(help=about + "\n\nOVERRIDES are Hydra's, such as model=lab_cnn trainer.max_epochs=1.")
     @click.argument("overrides", nargs=-1)
@@ -88,9 +85,17 @@ def stage(kind: type, run: Callable[[Any, Place], None], about: str) -> None:
     run_command(command)
 
 
+def share_cores() -> None:
+    """Let OpenMP's threads wait at barriers without spinning for long; call it before torch is loaded.
+
+    By default they spin for so long that beside another busy process a training on all cores takes several
+    times as long; on an idle machine the difference is within the noise.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
+
 def run_command(command: click.Command) -> None:
     """Run a click command; a `UserError` is printed without a traceback, with exit status 1."""
-    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     try:
         command(standalone_mode=False)
     except UserError as error:

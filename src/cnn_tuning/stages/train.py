@@ -78,6 +78,7 @@ def _fit(recipe: Recipe, place: Place, out: Path, sheet: Path, tracked: Run) -> 
     }
     (sheet / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
     tracked.set_tags({k: str(facts[k]) for k in ("device", "precision", "threads", "resumed_from_step")})
+    fitted.state.remove()
     seconds = {f"time/{k}_seconds": v for k, v in fitted.seconds.items()}
     tracked.log_metrics({**seconds, "time/samples_per_second": fitted.samples_per_second})
     for file in sorted(out.iterdir()):

@@ -13,7 +13,7 @@ import click
 from cnn_tuning import config
 from cnn_tuning.errors import UserError
 from cnn_tuning.stages import train
-from cnn_tuning.stages.command import Place
+from cnn_tuning.stages.command import Place, share_cores
 from cnn_tuning.stages.lineage import data_hash
 
 SCRATCH = Path("scratch/verify")
@@ -33,6 +33,7 @@ def verify() -> None:
     Raises:
         UserError: names the files that differ.
     """
+    share_cores()
     try:
         expected = data_hash(Path("models/baseline"))
     except (FileNotFoundError, KeyError):

@@ -40,9 +40,11 @@ class Fitted:
 
     `history`: a row an epoch (`epoch`, `step`, `split/metric`); `best`: the row that `monitor` chose.
     `seconds`: wall time of `setup`, `fit` and its part `train` (without measuring). `layers`: a table.
+    `state` is what a repetition would go on from: remove it once the results are written.
     """
 
     network: Network
+    state: State
     specification: Specification
     history: list[dict[str, Any]]
     best: dict[str, Any]
@@ -92,15 +94,14 @@ def fit(
     done = time.monotonic()
     network = specification.build()
     network.load_state_dict({k: v.cpu() for k, v in keeper.best_weights.items()})
-    state.remove()
-    samples = (trainer.global_step - resumed_from) * recipe.trainer.batch_size
     return Fitted(
         network=network.eval(),
+        state=state,
         specification=specification,
         history=keeper.history,
         best=keeper.best,
         seconds={"setup": ready - began, "fit": done - ready, "train": clock.training},
-        samples_per_second=samples / max(clock.training, 1e-9),
+        samples_per_second=clock.samples / max(clock.training, 1e-9),
         resumed_from=resumed_from,
         layers=layers,
         device=str(device),
@@ -129,11 +130,16 @@ class _Clock(Callback):
 
     def __init__(self, log: Log | None) -> None:
         self.send = log
-        self.training = 0.0
-        self.since = 0.0
+        self.training = self.since = 0.0
+        self.samples = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.since = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.samples += len(batch[1])
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if pl_module.device.type == "cuda":

@@ -69,7 +69,10 @@ class State:
             theirs = json.loads(file.read_text())
             changed = sorted(k for k in {*theirs, *self.recipe} if theirs.get(k) != self.recipe.get(k))
             what = ", ".join(f"{k} ({_short(theirs.get(k))} → {_short(self.recipe.get(k))})" for k in changed)
-            lines.append(f"not continuing the unfinished {file.parent}: changed {what}; starting a new run")
+            lines.append(
+                f"not continuing the unfinished {file.parent}: changed {what}; starting a new run "
+                "(`make clean` forgets the old one)"
+            )
         return lines
 
     def open(self) -> None:
@@ -145,8 +148,10 @@ class Keeper(pl.Callback):
             self._save_if_due(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Save at intervals, and before stopping."""
+        """Save at intervals, before stopping, and at the end: results may still fail to be written."""
         self._save_if_due(trainer)
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            self._save(trainer)
 
     def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
         """Let a short validation end; stop a long one: the last checkpoint stands."""
