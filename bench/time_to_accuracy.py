@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accuracy import test_accuracy
 from workplace import FOLDER, ROOT, machine, prepared, trained
 
 PEERS = Path(__file__).parent / "peers"
@@ -86,20 +87,11 @@ def _ours(folder: Path, seeds: int) -> tuple[list[float], list[float]]:
             out = FOLDER / f"fast-{epochs}-{seed}"
             facts = trained(folder, out, "experiment=mnist_fast", f"seed={seed}", f"trainer.max_epochs={epochs}")
             seconds.append(facts["seconds"]["train"])
-            accuracies.append(_test_accuracy(folder, out))
+            accuracies.append(test_accuracy(folder, out))
             print(f"  ours: {epochs} epochs, seed {seed}: {seconds[-1]:.2f} s, {accuracies[-1]:.2%}", flush=True)
         if statistics.mean(accuracies) >= TARGET:
             break
     return seconds, accuracies
-
-
-def _test_accuracy(folder: Path, out: Path) -> float:
-    from cnn_tuning.data.packed import PackedData
-    from cnn_tuning.serving.predictor import Predictor
-
-    test = PackedData.open(folder / "data/prepared").split("test")
-    answers = Predictor(out / "models/baseline").probabilities(test.images).argmax(1)
-    return float((answers == test.labels).mean())
 
 
 def _npz(folder: Path) -> Path:

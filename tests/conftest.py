@@ -18,12 +18,17 @@ import httpx
 import psutil
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 from project import ROOT, Project
 
 from cnn_tuning.config import Recipe, TrackingConfig, compose, select
 from cnn_tuning.data.packed import PackedData
 from cnn_tuning.data.prepare import prepare
 from cnn_tuning.data.sources import fetch
+
+# Machines are shared: no test fails for being slow.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def free_port() -> int:

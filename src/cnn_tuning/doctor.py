@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-NEEDED_GB = 10
+from cnn_tuning.machine import usable_cores
+
+NEEDED_GB = 2
 OLDEST_PYTHON = (3, 11)
 
 
@@ -53,7 +54,7 @@ def _processor() -> Check:
     import psutil
 
     memory = psutil.virtual_memory().total / 2**30
-    return Check("processor", True, f"{len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB of memory")
+    return Check("processor", True, f"{usable_cores()} cores, {memory:.0f} GiB of memory")
 
 
 def _gpu() -> Check:
@@ -107,7 +108,14 @@ def _remote() -> Check:
             "data remote", None, "none set", "`dvc remote add -d storage s3://BUCKET/PREFIX` to share data"
         )
     command = ["dvc", "status", "--cloud", "--quiet"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if name not in config.get("remote", {}):
+        return Check(
+            "data remote", False, name, "core.remote names a remote that is not there: see `dvc remote list`"
+        )
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return Check("data remote", False, config["remote"][name]["url"], "no answer within 60 s")
     problem = done.stderr.strip().splitlines()[-1:] if done.returncode not in (0, 1) else []
     return Check("data remote", not problem, config["remote"][name]["url"], "".join(problem))
 

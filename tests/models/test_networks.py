@@ -12,7 +12,7 @@ from training_recipes import CONF
 from cnn_tuning.config import ImageConfig, compose, patch
 from cnn_tuning.errors import UserError
 from cnn_tuning.models import bundle
-from cnn_tuning.models.network import architectures, build_network
+from cnn_tuning.models.network import Dropout, architectures, build_network
 
 SHAPES = {"lab_cnn": (1, 28, 28), "compact_cnn": (1, 28, 28), "compact_cnn_fast": (1, 28, 28),
           "compact_cnn_small": (1, 8, 8), "resnet9": (3, 32, 32)}  # fmt: skip
@@ -53,6 +53,26 @@ def test_dropout_sits_where_it_is_asked_for(name, sites, count):
     assert len(rates) == count
     expected = {"none": [], "conv": [0.2], "dense": [0.4], "both": [0.2, 0.4]}[sites]
     assert rates == expected
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("rate", [0.1, 0.25, 0.5, 0.9])
+def test_dropout_drops_its_rate_alone_and_scales_the_rest(order, rate):
+    torch.manual_seed(0)
+    ones = torch.ones(64, 32, 16, 16).to(memory_format=order).requires_grad_()
+    dropped = Dropout(rate).train()(ones)
+    assert dropped.is_contiguous(memory_format=order)
+    gone = dropped == 0
+    count = gone.numel()
+    spread = (rate * (1 - rate) / count) ** 0.5
+    assert abs(gone.float().mean().item() - rate) < 5 * spread
+    assert torch.allclose(dropped[~gone], torch.tensor(1 / (1 - rate)))
+    flat = gone.permute(0, 2, 3, 1).reshape(-1).float() - rate
+    for lag in range(1, 9):  # neighbours in memory share a random word: they must not share a fate
+        assert abs((flat[lag:] * flat[:-lag]).mean().item()) < 5 * rate * (1 - rate) / count**0.5
+    dropped.sum().backward()
+    assert torch.equal(ones.grad == 0, gone)
+    assert torch.equal(Dropout(rate).eval()(ones), ones)
 
 
 def test_bytes_and_shares_of_one_are_the_same_pixels():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
@@ -13,7 +14,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 def browser():
     from playwright.sync_api import sync_playwright
 
-    assert CHROMIUM, "install Chromium: apt-get install chromium"
+    if CHROMIUM is None:
+        assert not os.environ.get("CI"), "CI has to have Chromium"
+        pytest.skip("no Chromium here (apt-get install chromium)")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM,
@@ -38,7 +41,7 @@ def test_the_report_reads_from_top_to_bottom(digits, browser, tmp_path, width, h
     assert all(complete and natural > 100 and alt for complete, natural, alt in sizes)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     text = page.inner_text("body")
-    for part in ("test images are classified correctly", "95% interval", "Confusion matrix", "data digest"):
+    for part in ("test images are classified correctly", "95 % interval", "Confusion matrix", "data digest"):
         assert part in text
     page.screenshot(path=tmp_path / "report.png", full_page=True)
     assert (tmp_path / "report.png").stat().st_size > 20_000

@@ -103,6 +103,36 @@ def test_a_network_too_deep_for_the_pictures_is_said(packed, recipe, tmp_path):
         fit(patch(recipe, {"model.architecture": "lab_cn"}), packed, state_folder=tmp_path)
 
 
+@pytest.mark.slow
+def test_a_compiled_network_learns_and_repeats_itself(packed, recipe, tmp_path):
+    compiled = patch(recipe, SHORT | {"trainer.compile": True, "trainer.max_epochs": 1})
+    one, two = (fit(compiled, packed, state_folder=tmp_path / name) for name in "ab")
+    assert one.best["val/accuracy"] > 0.5
+    assert same(one.network, two.network)
+
+
+def test_half_precision_on_a_cpu_is_refused(packed, recipe, tmp_path):
+    with pytest.raises(UserError, match="needs a GPU"):
+        fit(
+            patch(recipe, {"trainer.precision": "16", "trainer.accelerator": "cpu"}), packed, state_folder=tmp_path
+        )
+
+
+def test_data_read_by_workers_that_are_started_afresh_is_mapped_not_sent(packed):
+    import pickle
+
+    import numpy as np
+
+    from cnn_tuning.data.batches import _Rows
+
+    split = packed.split("train")
+    assert isinstance(split.images, np.memmap)
+    rows = _Rows(split, [np.arange(5)])
+    sent = pickle.dumps(rows)
+    assert len(sent) < split.images.nbytes
+    assert torch.equal(pickle.loads(sent)[0][0], rows[0][0])
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_said(packed, recipe, tmp_path):
     with pytest.raises(UserError, match="torch sees none"):

@@ -69,7 +69,12 @@ def load_locked(kind: type[Section], path: Path = LOCK) -> Section:
 
     if not path.exists():
         raise UserError(f"{path} is missing: run `dvc repro configure` first")
-    tree = yaml.safe_load(path.read_text())
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError:
+        tree = None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} is damaged: run `dvc repro -f configure`")
     return validate(kind, {k: v for k, v in tree.items() if k in sections_of(kind)})
 
 

@@ -50,10 +50,10 @@ def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
 
 
 class _Rows(Dataset):
-    """Whole batches of a memory map, by a list of positions."""
+    """Whole batches of a memory map, by positions; a worker maps the file itself instead of receiving it."""
 
     def __init__(self, split: PackedSplit, batches: list[np.ndarray]) -> None:
-        self.split, self.batches = split, batches
+        self.images, self.labels, self.batches = split.images, split.labels, batches
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -61,32 +61,51 @@ class _Rows(Dataset):
     def __getitem__(self, batch: int) -> tuple[Tensor, Tensor]:
         rows = self.batches[batch]
         ascending = np.argsort(rows)  # the disk is read forwards, the batch keeps its order
-        images = np.empty((len(rows), *self.split.images.shape[1:]), np.uint8)
-        images[ascending] = self.split.images[rows[ascending]]
-        return torch.from_numpy(images), torch.from_numpy(self.split.labels[rows])
+        images = np.empty((len(rows), *self.images.shape[1:]), np.uint8)
+        images[ascending] = self.images[rows[ascending]]
+        return torch.from_numpy(images), torch.from_numpy(self.labels[rows])
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        if isinstance(self.images, np.memmap) and self.images.filename is not None:
+            state["images"] = str(self.images.filename)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if isinstance(state["images"], str):
+            state["images"] = np.load(state["images"], mmap_mode="r")
+        self.__dict__.update(state)
 
 
 class Batches:
-    """Batches of one split, each epoch in its own order; the last, smaller batch is kept.
+    """Batches of the images at `rows` of a split (all by default); the last, smaller batch is kept.
 
-    With an `AugmentConfig` in `recipe` and `train`, batches come augmented. `begin_at` makes the next
+    In training each epoch has its own order, and batches come augmented. `begin_at` makes the next
     iteration start inside an epoch.
     """
 
     def __init__(
-        self, split: PackedSplit, recipe: Recipe, device: torch.device, *, resident: bool, train: bool
+        self,
+        split: PackedSplit,
+        recipe: Recipe,
+        device: torch.device,
+        *,
+        resident: bool,
+        train: bool,
+        rows: np.ndarray | None = None,
     ) -> None:
         self.split, self.recipe, self.device = split, recipe, device
         self.train = train
         self.batch_size = recipe.trainer.batch_size if train else recipe.trainer.eval_batch_size
+        self.rows = torch.arange(len(split.labels)) if rows is None else torch.from_numpy(rows)
         self.epoch, self.first = 0, 0
         self.images: Tensor | None = None
         if resident:
-            self.images = torch.from_numpy(np.array(split.images)).to(device)
-            self.labels = torch.from_numpy(np.array(split.labels)).to(device)
+            self.images = torch.from_numpy(np.array(split.images[self.rows.numpy()])).to(device)
+            self.labels = torch.from_numpy(np.array(split.labels[self.rows.numpy()])).to(device)
 
     def __len__(self) -> int:
-        return -(-len(self.split.labels) // self.batch_size)
+        return -(-len(self.rows) // self.batch_size)
 
     def begin_at(self, epoch: int, batch: int) -> None:
         """Let the next iteration give `epoch` from `batch` on."""
@@ -95,7 +114,7 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         epoch, first = self.epoch, self.first
         self.epoch, self.first = epoch + 1, 0
-        count = len(self.split.labels)
+        count = len(self.rows)
         order = epoch_order(count, self.recipe.seed, epoch) if self.train else torch.arange(count)
         for position, (images, labels) in enumerate(self._read(order, first), start=first):
             if self.train:
@@ -104,13 +123,13 @@ class Batches:
             yield images, labels
 
     def _read(self, order: Tensor, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        rows = order.split(self.batch_size)[first:]
+        batches = order.split(self.batch_size)[first:]
         if self.images is not None:
-            for chosen in rows:
+            for chosen in batches:
                 on_device = chosen.to(self.device, non_blocking=True)
                 yield self.images.index_select(0, on_device), self.labels.index_select(0, on_device)
             return
-        dataset = _Rows(self.split, [chosen.numpy() for chosen in rows])
+        dataset = _Rows(self.split, [self.rows[chosen].numpy() for chosen in batches])
         pin = self.device.type == "cuda"
         workers = self.recipe.trainer.workers
         loader = DataLoader(dataset, batch_size=None, num_workers=workers, pin_memory=pin)
@@ -128,8 +147,8 @@ class DataModule(pl.LightningDataModule):
         resident = _fits(train, val, recipe, device)
         self.train = Batches(train, recipe, device, resident=resident, train=True)
         wanted = recipe.trainer.train_eval_samples or len(val.labels)
-        part = _stratified_part(train, min(wanted, len(train.labels)), recipe.seed)
-        self.train_part = Batches(part, recipe, device, resident=resident, train=False)
+        rows = _stratified_rows(train.labels, min(wanted, len(train.labels)), recipe.seed)
+        self.train_part = Batches(train, recipe, device, resident=resident, train=False, rows=rows)
         self.val = Batches(val, recipe, device, resident=resident, train=False)
 
     def train_dataloader(self) -> Batches:
@@ -157,15 +176,15 @@ def _fits(train: PackedSplit, val: PackedSplit, recipe: Recipe, device: torch.de
     return train.images.nbytes + val.images.nbytes < RESIDENT_SHARE * free
 
 
-def _stratified_part(split: PackedSplit, count: int, seed: int) -> PackedSplit:
-    """Return `count` images of a split with its class shares, the same for the same seed."""
+def _stratified_rows(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Return `count` positions with the class shares of all, the same for the same seed."""
     from sklearn.model_selection import train_test_split
 
-    rows = np.arange(len(split.labels))
-    smallest = np.bincount(split.labels).min()
-    if count < len(rows):
-        classes = len(np.unique(split.labels))
-        enough = min(count, len(rows) - count) >= classes and smallest >= 2
-        stratify = split.labels if enough else None
-        rows = np.sort(train_test_split(rows, train_size=count, random_state=seed, stratify=stratify)[0])
-    return PackedSplit(images=split.images[rows], labels=split.labels[rows])
+    rows = np.arange(len(labels))
+    if count == len(rows):
+        return rows
+    counts = np.bincount(labels)
+    classes = np.count_nonzero(counts)
+    enough = min(count, len(rows) - count) >= classes and counts[counts > 0].min() >= 2
+    stratify = labels if enough else None
+    return np.sort(train_test_split(rows, train_size=count, random_state=seed, stratify=stratify)[0])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import errno
 import math
-import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from cnn_tuning.data.formats import RawData, read
 from cnn_tuning.data.packed import SPLITS, Meta, class_counts
 from cnn_tuning.data.splits import Picks, assign
 from cnn_tuning.errors import UserError
+from cnn_tuning.machine import usable_cores
 
 _SHOWN = 50
 
@@ -37,7 +37,7 @@ def prepare(config: DataConfig, raw: Path, out: Path, *, seed: int, workers: int
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         with read(config, Path(raw), work=work) as data:
-            meta = _pack(config, data, work, seed, workers or _cores())
+            meta = _pack(config, data, work, seed, workers or usable_cores())
         if out.exists():
             shutil.rmtree(out)
         work.rename(out)
@@ -48,12 +48,6 @@ def prepare(config: DataConfig, raw: Path, out: Path, *, seed: int, workers: int
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return meta
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclass

@@ -21,7 +21,8 @@ def assign(labels: dict[str, np.ndarray], classes: Sequence[str], config: DataCo
     Official splits keep all their images. Raises `UserError` where a class cannot be in every split.
     """
     _check_classes(labels["train"], classes)
-    rng = np.random.default_rng([seed, 0x5917])
+    # The same test images for every seed: otherwise models of two seeds could not be compared on them.
+    rng = np.random.default_rng([0, 0x5917])
     picks: Picks = {}
     for split in SPLITS:
         if split in labels:
@@ -36,6 +37,8 @@ def assign(labels: dict[str, np.ndarray], classes: Sequence[str], config: DataCo
         count, key = _held_count(config, split, len(train))
         if count >= len(train):
             raise UserError(f"{key} would hold out {count} of {len(train)} training images: make it smaller")
+        if split == "val":
+            rng = np.random.default_rng([seed, 0x5917])
         chosen = stratified(labels["train"][train], count, rng, key, spare=len(held) - place)
         picks[split] = "train", train[chosen]
         train = np.delete(train, chosen)

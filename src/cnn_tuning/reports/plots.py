@@ -69,7 +69,7 @@ def calibration(table: Path, confidence: float, out: Path) -> None:
     above = [row["high"] - row["accuracy"] for row in rows]
     top.plot([0, 1], [0, 1], color=PALE, linewidth=1.5, zorder=0)
     top.errorbar(stated, accuracy, (below, above), fmt="o", color=ACCENT, markersize=5, elinewidth=1)
-    top.text(0.99, 0.03, f"bars: {confidence:.0%} Wilson intervals", ha="right", fontsize=8)
+    top.text(0.99, 0.03, f"bars: {100 * confidence:g} % Wilson intervals", ha="right", fontsize=8)
     top.set(title="Calibration, test split", ylabel="share right", xlim=(0, 1.01), ylim=(0, 1.03))
     top.grid(color=PALE, linewidth=0.6)
     bottom.bar(stated, counts, width=0.03, color=ACCENT)

@@ -8,6 +8,7 @@ below `--inputs` and writes below `--outputs`, so the outputs that DVC tracks st
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,6 +84,18 @@ def stage(kind: type, run: Callable[[Any, Place], None], about: str) -> None:
             run(config.select(kind, whole), Place(inputs, outputs, whole.data.name))
 
     run_command(command)
+
+
+def empty_folder(folder: Path) -> None:
+    """Make an empty folder, or say that it cannot be written before any work is done."""
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        (folder / ".probe").touch()
+        (folder / ".probe").unlink()
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}): mend its permissions first") from None
 
 
 def share_cores() -> None:

@@ -17,13 +17,13 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from cnn_tuning.config import EvaluationConfig, RegistryConfig, TrackingConfig, flatten, to_plain
+from cnn_tuning.config import EvaluationConfig, RegistryConfig, TrackingConfig, to_plain
 from cnn_tuning.data.packed import PackedData
 from cnn_tuning.evaluation import outcome
 from cnn_tuning.evaluation.metrics import Estimate, Metrics, measure
 from cnn_tuning.reports import page, plots
-from cnn_tuning.stages.command import Place, stage
-from cnn_tuning.stages.lineage import data_hash
+from cnn_tuning.stages.command import Place, empty_folder, stage
+from cnn_tuning.stages.lineage import data_hash, recorded
 from cnn_tuning.tracking.gate import Gate, write_predictions
 from cnn_tuning.tracking.run import Delivery, Run
 
@@ -55,14 +55,13 @@ class Subject:
 def run(config: EvaluateConfig, place: Place) -> None:
     """Answer every test image once, measure, draw, log and register."""
     out = place.outputs / place.evaluation
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    empty_folder(out)
     subject = _answer(place)
     classes = subject.data.meta.classes
     name = f"evaluate {subject.data.meta.name}"
     recipe = json.loads((subject.bundle / "recipe.json").read_text())
     settings = {"evaluation": to_plain(config.evaluation), "registry": to_plain(config.registry)}
-    params = flatten({**recipe, **settings})
+    params = recorded({**recipe, **settings}, place)
     parent = subject.training.get("run")
     with Run.start(config.tracking, name=name, kind="evaluate", params=params, parent=parent) as tracked:
         metrics = measure(subject.probabilities, subject.labels, classes, config.evaluation, config.seed)
@@ -70,7 +69,7 @@ def run(config: EvaluateConfig, place: Place) -> None:
         outcome.write_tables(out, metrics, SPLIT, classes, own)
         outcome.write_answers(out / "answers.csv", subject.labels, subject.probabilities, classes)
         _draw(out, subject, metrics, config.evaluation)
-        _write_report(out, subject, metrics)
+        _write_report(out, subject, metrics, config.evaluation)
         meta = subject.data.meta
         digest = data_hash(place.prepared) if place.is_pipeline else meta.digest
         tracked.log_dataset(name=meta.name, digest=digest, source=str(place.prepared), split=SPLIT)
@@ -80,7 +79,8 @@ def run(config: EvaluateConfig, place: Place) -> None:
         if place.is_pipeline:
             _register(tracked, config, subject, metrics, out, digest)
         delivery = tracked.finish()
-    (out / "registration.json").write_text(json.dumps(_registration(delivery, config), indent=2) + "\n")
+    registration = {"run": tracked.key, "spool": config.tracking.spool, **_registration(delivery, config)}
+    (out / "registration.json").write_text(json.dumps(registration, indent=2) + "\n")
     _tell(metrics, delivery, config, out)
 
 
@@ -115,8 +115,9 @@ def _draw(out: Path, subject: Subject, metrics: Metrics, config: EvaluationConfi
     plots.mistakes(subject.data.split(SPLIT).images[shown], captions, wrong, out / "mistakes.png")
 
 
-def _write_report(out: Path, subject: Subject, metrics: Metrics) -> None:
+def _write_report(out: Path, subject: Subject, metrics: Metrics, config: EvaluationConfig) -> None:
     meta, training = subject.data.meta, subject.training
+    bins, confidence = config.calibration_bins, metrics.confidence
     wilson, bootstrap = "Wilson score interval", "percentile bootstrap over images"
     figures = [
         {"name": name, "value": _show(e, form), "interval": _interval(e, form), "how": how}
@@ -124,7 +125,7 @@ def _write_report(out: Path, subject: Subject, metrics: Metrics) -> None:
             ("accuracy", metrics.accuracy, ".2%", wilson),
             ("macro F1", metrics.macro_f1, ".4f", bootstrap),
             ("log-loss", metrics.log_loss, ".4f", bootstrap),
-            ("calibration error", metrics.calibration_error, ".4f", f"15 bins; {bootstrap}"),
+            ("calibration error", metrics.calibration_error, ".4f", f"{bins} bins; {bootstrap}; biased upwards"),
         )
     ]
     classes = [
@@ -144,7 +145,7 @@ def _write_report(out: Path, subject: Subject, metrics: Metrics) -> None:
         title=f"{meta.name}: evaluation",
         headline=(
             f"{metrics.accuracy.value:.2%} of {metrics.count:,} test images are classified correctly "
-            f"({metrics.confidence:.0%} interval {_interval(metrics.accuracy, '.2%')})."
+            f"({100 * confidence:g} % interval {_interval(metrics.accuracy, '.2%')})."
         ),
         figures=figures,
         classes=classes,
@@ -204,6 +205,7 @@ def _registration(delivery: Delivery, config: EvaluateConfig) -> dict[str, Any]:
     return {
         "model": config.registry.model,
         "alias": config.registry.alias,
+        "confidence": config.evaluation.confidence,
         "uri": delivery.uri,
         "state": delivery.state,
         "run_id": delivery.run_id,

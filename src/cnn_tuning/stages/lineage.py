@@ -1,8 +1,26 @@
-"""What DVC knows of a path: its hash in `dvc.lock`."""
+"""What a run is recorded with: the whole locked configuration, and DVC's hash of its data."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+from cnn_tuning.config import AMBIENT, LOCK, flatten
+from cnn_tuning.stages.command import Place
+
+# Recorded with no run: they decide no result.
+UNRECORDED = AMBIENT | {"serving"}
+
+
+def recorded(own: dict[str, Any], place: Place) -> dict[str, Any]:
+    """Return a run's parameters: in the pipeline all that is locked (for the record; a stage computes with
+    its own sections only), by hand the stage's own."""
+    import yaml
+
+    if not place.is_pipeline:
+        return flatten(own)
+    locked = yaml.safe_load(LOCK.read_text())
+    return flatten({name: section for name, section in locked.items() if name not in UNRECORDED})
 
 
 def data_hash(path: Path, lock: Path = Path("dvc.lock")) -> str:

@@ -10,7 +10,7 @@ from cnn_tuning.config import DataConfig, TrackingConfig, flatten, to_plain
 from cnn_tuning.data.packed import PackedData
 from cnn_tuning.data.prepare import prepare
 from cnn_tuning.reports.data_sheet import class_distribution, image_grid
-from cnn_tuning.stages.command import Place, stage
+from cnn_tuning.stages.command import Place, empty_folder, stage
 from cnn_tuning.tracking.run import Run
 
 
@@ -26,11 +26,11 @@ class PreprocessConfig:
 def run(config: PreprocessConfig, place: Place) -> None:
     """Prepare the splits, and log what they look like."""
     out = place.outputs / place.prepared
+    sheet = place.outputs / "results/data"
+    empty_folder(sheet)
     params = flatten({"seed": config.seed, "data": to_plain(config.data)})
     with Run.start(config.tracking, name=f"preprocess {config.data.name}", kind="preprocess", params=params) as r:
         meta = prepare(config.data, place.inputs / place.raw, out, seed=config.seed)
-        sheet = place.outputs / "results/data"
-        sheet.mkdir(parents=True, exist_ok=True)
         class_distribution(meta, sheet / "classes.png")
         image_grid(PackedData.open(out), sheet / "images.png", config.seed)
         counts = {split: sum(counts) for split, counts in meta.counts.items()}

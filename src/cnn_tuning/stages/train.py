@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,10 @@ from typing import Any
 
 import click
 
-from cnn_tuning.config import Recipe, TrackingConfig, flatten, to_plain
+from cnn_tuning.config import Recipe, TrackingConfig, to_plain
 from cnn_tuning.errors import UserError
-from cnn_tuning.stages.command import Place, stage
-from cnn_tuning.stages.lineage import data_hash
+from cnn_tuning.stages.command import Place, empty_folder, stage
+from cnn_tuning.stages.lineage import data_hash, recorded
 from cnn_tuning.tracking.run import Run
 
 
@@ -35,9 +34,9 @@ def run(config: TrainConfig, place: Place) -> None:
     recipe = Recipe(**{name: getattr(config, name) for name in Recipe.__dataclass_fields__})
     out, sheet = place.outputs / place.baseline, place.outputs / place.training
     for folder in (out, sheet):
-        _writable(folder)
+        empty_folder(folder)
     name = f"train {config.model.name} seed {config.seed}"
-    params = flatten(to_plain(recipe))
+    params = recorded(to_plain(recipe), place)
     with Run.start(config.tracking, name=name, kind="train", params=params) as tracked:
         _fit(recipe, place, out, sheet, tracked)
 
@@ -47,6 +46,7 @@ def _fit(recipe: Recipe, place: Place, out: Path, sheet: Path, tracked: Run) -> 
     from cnn_tuning.data.packed import PackedData
     from cnn_tuning.models import bundle
     from cnn_tuning.training.fit import fit
+    from cnn_tuning.training.resume import Interrupted
 
     data = PackedData.open(place.inputs / place.prepared)
     if place.data_name not in (None, data.meta.name):
@@ -61,7 +61,11 @@ def _fit(recipe: Recipe, place: Place, out: Path, sheet: Path, tracked: Run) -> 
     def log(metrics: Mapping[str, float], step: int) -> None:
         tracked.log_metrics(metrics, step)
 
-    fitted = fit(recipe, data, state_folder=place.outputs / place.state / "train", log=log)
+    try:
+        fitted = fit(recipe, data, state_folder=place.outputs / place.state / "train", log=log)
+    except Interrupted as stopped:
+        click.echo(str(stopped), err=True)
+        raise
     bundle.save(out, fitted.network, fitted.specification)
     _write_history(out / "history.csv", fitted.history)
     (out / "recipe.json").write_text(json.dumps(to_plain(recipe), indent=2) + "\n")
@@ -95,17 +99,6 @@ def _write_history(path: Path, history: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, fieldnames=list(history[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(history)
-
-
-def _writable(folder: Path) -> None:
-    """Make an empty folder, or say that it cannot be written before any work is done."""
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".probe").touch()
-        (folder / ".probe").unlink()
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}): mend its permissions first") from None
 
 
 if __name__ == "__main__":

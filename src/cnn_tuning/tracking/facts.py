@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import getpass
-import os
 import platform
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from cnn_tuning.machine import usable_cores
 
 PACKAGES = ("cnn-tuning", "torch", "torchvision", "pytorch-lightning", "numpy", "mlflow", "timm", "dvc")
 # `dvc repro` rewrites it while the stages run: it says nothing about the code.
@@ -49,10 +50,9 @@ def _packages() -> dict[str, str]:
 def _machine() -> dict[str, str]:
     import psutil
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "hardware.cpu": _cpu_model(),
-        "hardware.cores": str(usable),
+        "hardware.cores": str(usable_cores()),
         "hardware.memory_gb": f"{psutil.virtual_memory().total / 1e9:.0f}",
         "hardware.system": f"{platform.system()} {platform.machine()}",
     }

@@ -27,6 +27,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 FAILURE_WAIT_S = 3.0
 TEXT = {".yaml", ".yml", ".json", ".txt", ".md", ".log", ".toml", ".ini"}
 _deliverers: list[subprocess.Popen[bytes]] = []
+_started: set[str] = set()  # by this process: the store was looked at for the first of them
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Run:
         """
         uri = store.tracking_uri(config)
         folder = Path(config.spool).absolute()
-        problem = store.problem_of(uri) if parent is None else None
+        problem = None if parent in _started else store.problem_of(uri)
         if problem and config.on_unreachable == "stop":
             raise UserError(
                 f"tracking server {uri} is not reachable ({problem}): start it, "
@@ -85,7 +86,8 @@ class Run:
                 f"tracking server {uri} is not reachable ({problem}): offline, spooling to {config.spool} "
                 "(replay with `cnn-tuning sync`)"
             )
-        every = {"cnn_tuning.kind": kind, **_facts(), **(tags or {})}
+        price = {"cnn_tuning.price_per_hour": f"{config.price_per_hour:g}"}
+        every = {"cnn_tuning.kind": kind, **price, **_facts(), **(tags or {})}
         if parent is None and os.environ.get("MLFLOW_RUN_ID"):  # started by `mlflow run`
             every["mlflow.parentRunId"] = os.environ["MLFLOW_RUN_ID"]
         writer.append(
@@ -100,6 +102,7 @@ class Run:
             system_metrics_every_s=config.system_metrics_every_s,
             **spool.writer_identity(),
         )
+        _started.add(key)
         run = cls(config, uri, key, writer)
         run.log_params(params)
         _start_deliverer(folder, uri)

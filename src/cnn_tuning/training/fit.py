@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import pickle
 import random
 import sys
@@ -25,6 +24,7 @@ from cnn_tuning.config import Recipe
 from cnn_tuning.data.batches import DataModule
 from cnn_tuning.data.packed import PackedData
 from cnn_tuning.errors import UserError
+from cnn_tuning.machine import usable_cores
 from cnn_tuning.models.bundle import Specification
 from cnn_tuning.models.network import Network
 from cnn_tuning.training.classifier import Classifier
@@ -133,6 +133,12 @@ class _Clock(Callback):
         self.training = self.since = 0.0
         self.samples = 0
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"training": self.training + time.monotonic() - self.since, "samples": self.samples}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.training, self.samples = state_dict["training"], state_dict["samples"]
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.since = time.monotonic()
 
@@ -163,12 +169,14 @@ def _place(recipe: Recipe) -> tuple[torch.device, str]:
     precision = recipe.trainer.precision
     if precision == "auto":
         precision = ("bf16" if torch.cuda.is_bf16_supported(False) else "16") if on_gpu else "32"
+    if precision == "16" and not on_gpu:
+        raise UserError("trainer.precision: 16 needs a GPU; use 32 or bf16 on a CPU")
     return device, {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
 
 
 def _prepare_process(recipe: Recipe) -> int:
     """Seed every generator, fix the number of threads, silence what is not for a person; return threads."""
-    threads = recipe.trainer.threads or len(os.sched_getaffinity(0))
+    threads = recipe.trainer.threads or usable_cores()
     torch.set_num_threads(threads)
     # Deterministic mode would also fill every fresh tensor with NaN: a cost with nothing to find here.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

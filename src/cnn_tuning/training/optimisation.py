@@ -30,9 +30,11 @@ def build_optimizer(network: nn.Module, config: OptimizerConfig, *, fused: bool)
     ]
     if isinstance(config, SgdConfig):
         nesterov = config.nesterov and config.momentum > 0
-        return SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=fused)
+        return SGD(
+            groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=fused or None
+        )
     kind = Adam if config.name == "adam" else AdamW
-    return kind(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=fused)
+    return kind(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=fused or None)
 
 
 def build_schedule(optimizer: Optimizer, config: ScheduleConfig, steps: int, steps_per_epoch: int) -> LRScheduler:

@@ -66,7 +66,10 @@ class State:
         for file in sorted(self.path.parent.glob("*/recipe.json")):
             if file.parent == self.path:
                 continue
-            theirs = json.loads(file.read_text())
+            try:
+                theirs = json.loads(file.read_text())
+            except (OSError, ValueError):
+                continue  # cut by a kill or a full disk: nothing to compare with
             changed = sorted(k for k in {*theirs, *self.recipe} if theirs.get(k) != self.recipe.get(k))
             what = ", ".join(f"{k} ({_short(theirs.get(k))} → {_short(self.recipe.get(k))})" for k in changed)
             lines.append(
@@ -78,7 +81,7 @@ class State:
     def open(self) -> None:
         """Make the folder, or raise before any work is done if it cannot be written."""
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "recipe.json").write_text(json.dumps(self.recipe, indent=1, sort_keys=True))
+        _write_text(self.path / "recipe.json", json.dumps(self.recipe, indent=1, sort_keys=True))
 
     def write(self, checkpoint: dict[str, Any], step: int) -> Path:
         """Write one checkpoint atomically and forget all but the last two."""
@@ -94,9 +97,7 @@ class State:
         entries.append({"file": target.name, "step": step, "sha256": digest})
         for old in entries[:-KEPT]:
             (self.path / old["file"]).unlink(missing_ok=True)
-        manifest = self.path / MANIFEST
-        manifest.with_suffix(".partial").write_text(json.dumps(entries[-KEPT:]))
-        manifest.with_suffix(".partial").replace(manifest)
+        _write_text(self.path / MANIFEST, json.dumps(entries[-KEPT:]))
         return target
 
     def newest(self) -> Path | None:
@@ -199,6 +200,13 @@ class Keeper(pl.Callback):
         if self.signum is not None:  # asked twice: stop at once
             raise KeyboardInterrupt
         self.signum, self.signalled = signum, time.monotonic()
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a whole file or none."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def _short(value: Any) -> str:
