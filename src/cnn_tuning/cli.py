@@ -51,6 +51,16 @@ def show(model: str) -> None:
 
 
 @cli.command()
+@click.argument("model")
+def promote(model: str) -> None:
+    """Move the champion's alias by hand to MODEL, such as models:/mnist-classifier/3."""
+    from cnn_tuning.tracking.registry import promote as move
+
+    composed = _composed()
+    click.echo(move(model, composed.registry.alias, composed.tracking))
+
+
+@cli.command()
 @click.argument("spool", type=click.Path(path_type=Path, exists=True, file_okay=False), required=False)
 @click.option("--to", "uri", help="The MLflow store to deliver to (default: where each run was meant to go).")
 def sync(spool: Path | None, uri: str | None) -> None:

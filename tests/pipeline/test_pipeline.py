@@ -103,6 +103,11 @@ def test_a_changed_value_reruns_exactly_what_uses_it(again):
     assert "model.dropout" in again.run("cnn-tuning", "show", "models:/digits-classifier/2")
     shown = again.run("cnn-tuning", "show", "models:/digits-classifier@champion")
     assert shown.startswith("models:/digits-classifier/1 ")
+    assert "version 2 now" in again.run("cnn-tuning", "promote", "models:/digits-classifier/2")
+    shown = again.run("cnn-tuning", "show", "models:/digits-classifier@champion")
+    assert shown.startswith("models:/digits-classifier/2 ")
+    assert "promoted by hand; before: not promoted" in shown
+    assert "Traceback" not in again.run("cnn-tuning", "promote", "models:/digits-classifier/9", fails=True)
     (again.path / "params.yaml").write_text("experiment: digits\nseed: 0\nevaluation: {calibration_bins: 10}\n")
     # Back to the first model: the run cache gives it without training.
     printed = again.repro()

@@ -16,6 +16,7 @@ from cnn_tuning.errors import UserError
 
 COLUMNS = ("index", "label", "predicted", "probability")
 MARK = "# test_split="
+BY_HAND = "`cnn-tuning promote models:/NAME/VERSION` moves the alias by hand"
 PREDICTIONS = "registry/predictions.csv"  # its place among the artifacts of a version's run
 
 
@@ -91,7 +92,7 @@ def decide(challenger: Predictions, champion: Predictions, version: str, gate: G
         return Verdict(
             False,
             f"not promoted: measured on another test split than version {version} "
-            f"({challenger.test_split[:12]} against {champion.test_split[:12]}); move the alias by hand",
+            f"({challenger.test_split[:12]} against {champion.test_split[:12]}); {BY_HAND}",
         )
     truth = {i: label for i, (label, _) in challenger.answers.items()}
     if truth != {i: label for i, (label, _) in champion.answers.items()}:

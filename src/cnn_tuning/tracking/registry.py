@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cnn_tuning.config import TrackingConfig
 from cnn_tuning.errors import UserError
-from cnn_tuning.tracking.gate import PREDICTIONS, Gate, Verdict, decide, read_predictions
-from cnn_tuning.tracking.store import is_permanent, sqlite_path
+from cnn_tuning.tracking.gate import BY_HAND, PREDICTIONS, Gate, Verdict, decide, read_predictions
+from cnn_tuning.tracking.store import is_permanent, open_store, sqlite_path, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -52,6 +53,22 @@ def register(client: MlflowClient, uri: str, run_id: str, event: dict[str, Any],
         "promoted": verdict.promoted,
         "reason": verdict.reason,
     }
+
+
+def promote(model_uri: str, alias: str, config: TrackingConfig) -> str:
+    """Move the alias by hand, past the gate, and note that on the version; return what was done.
+
+    Raises:
+        UserError: there is no such version, or the store does not answer.
+    """
+    from cnn_tuning.tracking.lineage import lineage
+
+    found = lineage(model_uri, config)
+    client = open_store(tracking_uri(config))
+    client.set_registered_model_alias(found.name, alias, found.version)
+    reason = f"promoted by hand; before: {found.gate}"
+    client.set_model_version_tag(found.name, found.version, "gate", reason)
+    return f"models:/{found.name}@{alias} is version {found.version} now"
 
 
 def champion_of(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
@@ -164,16 +181,16 @@ def _compare(client: MlflowClient, champion: ModelVersion | None, predictions: P
         return Verdict(True, f"promoted: first champion, {figures}")
     nothing = f"not promoted: version {champion.version} has no readable predictions to compare with; "
     if not champion.run_id:
-        return Verdict(False, nothing + "move the alias by hand")
+        return Verdict(False, nothing + BY_HAND)
     with tempfile.TemporaryDirectory() as scratch:
         try:
             held = read_predictions(Path(client.download_artifacts(champion.run_id, PREDICTIONS, scratch)))
         except (UserError, FileNotFoundError):
-            return Verdict(False, nothing + "move the alias by hand")
+            return Verdict(False, nothing + BY_HAND)
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"):
                 raise
-            return Verdict(False, nothing + "move the alias by hand")
+            return Verdict(False, nothing + BY_HAND)
     return decide(challenger, held, str(champion.version), gate)
 
 
