@@ -161,7 +161,8 @@ def assign(tree: dict[str, Any], value: Value, places: dict[str, str], problems:
         if not isinstance(node, dict) or key not in node:
             known = list(node) if isinstance(node, dict) else []
             dotted = ".".join(value.path[: depth + 1])
-            problems.append(f"{value.place}: {dotted}: unknown name{nearest(key, known)}")
+            hint = f"; nest it, as in {key.split('.')[0]}: {{…}}" if "." in key else nearest(key, known)
+            problems.append(f"{value.place}: {dotted}: unknown name{hint}")
             return
         if depth < len(value.path) - 1:
             if node[key] is None:

@@ -214,8 +214,15 @@ def read_csv_files(config: DataConfig, root: Path) -> Arrays:
             raise UserError(
                 f"{root / name}: {pixels.shape[1]} pixels a line are not {height}×{width} (data.image.size)"
             )
-        arrays[_split_of(name) or "train"] = _joined(pixels.reshape(-1, *shape), labels, str(root / name))
+        split = _split_of(name) or "train"
+        _refuse_second(arrays, split, str(root / name))
+        arrays[split] = _joined(pixels.reshape(-1, *shape), labels, str(root / name))
     return arrays
+
+
+def _refuse_second(arrays: Arrays, split: str, place: str) -> None:
+    if split in arrays:
+        raise UserError(f"{place}: a second file for the split {split}: join them, or name them by split")
 
 
 # --- NPZ -------------------------------------------------------------------------------------------------
@@ -235,6 +242,7 @@ def read_npz_files(config: DataConfig, root: Path) -> Arrays:
                 continue
             split = _split_of(name) or _split_of(file) or "train"
             place = f"{root / file}: {name}"
+            _refuse_second(arrays, split, place)
             arrays[split] = _joined(
                 _pixels(images, place), _indices(table[other], f"{root / file}: {other}"), place
             )

@@ -6,12 +6,12 @@ the pixels nor the sums depend on the number of workers.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import multiprocessing
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import psutil
 
 from cnn_tuning.config import ImageConfig
 from cnn_tuning.data.images import BadImage, to_input
@@ -177,7 +178,7 @@ def _decoded(chunk: Chunk) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]
         try:
             if isinstance(item, str):
                 item = _bytes_of(chunk.root / item)
-                files += int.from_bytes(hashlib.sha256(name.encode() + b"\0" + item).digest())
+                files += int.from_bytes(hashlib.sha256(os.fsencode(name) + b"\0" + item).digest())
             pixels[place] = to_input(item, chunk.target.image)
         except BadImage as error:
             valid[place] = False
@@ -222,9 +223,9 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
 
     def wait() -> None:
-        if parent is not None:
-            with contextlib.suppress(OSError):
-                parent.join()
-            os._exit(1)
+        # By its number, not its sentinel: that is a pipe of the fork server, which other code may close.
+        while parent is not None and parent.pid is not None and psutil.pid_exists(parent.pid):
+            time.sleep(1)
+        os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -42,6 +42,12 @@ def read_folder(root: Path, classes: tuple[str, ...] | None) -> Folder:
     root = _entered(root)
     folders = _folders(root)
     named = {_SPLIT_NAMES[f.name.lower()]: f for f in folders if f.name.lower() in _SPLIT_NAMES}
+    strays = [f.name for f in folders if named and f not in named.values()]
+    if strays:
+        raise UserError(
+            f"{root}: {', '.join(sorted(strays))} beside {', '.join(f.name for f in named.values())}: keep either "
+            "one folder a split (train, valid, test) or one a class"
+        )
     if named and "train" not in named:
         raise UserError(f"{root}: has {', '.join(f.name for f in named.values())} but no train folder")
     parts = {k: named[k] for k in ("train", "val", "test") if k in named} if named else {"train": root}

@@ -15,7 +15,8 @@ from cnn_tuning.config import ImageConfig
 from cnn_tuning.errors import UserError
 
 # What Pillow knows by content and decodes itself: no EPS (runs Ghostscript), no loose formats such as TGA.
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "TIFF", "WEBP", "AVIF", "PPM", "ICO", "JPEG2000", "PCX")
+# Not ICO: Pillow decodes what it holds on opening, before a limit could be checked.
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "TIFF", "WEBP", "AVIF", "PPM", "JPEG2000", "PCX")
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,

@@ -22,7 +22,7 @@ from cnn_tuning.config import DataConfig, FileConfig, SourceConfig
 from cnn_tuning.data import digests, transports
 from cnn_tuning.data.arrays import read_csv
 from cnn_tuning.data.transports import Report, SourceError
-from cnn_tuning.errors import UserError
+from cnn_tuning.errors import UserError, redact
 
 Bar = Callable[[str], Report]
 Table = tuple[np.ndarray, np.ndarray]
@@ -59,7 +59,9 @@ def fetch(config: DataConfig, out: Path, *, cache: Path = Path(".sources")) -> d
             if isinstance(error, OSError) and error.errno in _FATAL:
                 place = error.filename or f"{out} or {cache}"
                 raise UserError(f"{place}: {error.strerror}") from None
-            failures.append(f"{source.uri}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            failures.append(
+                redact(f"{source.uri}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            )
             print(f"fetch: {failures[-1]}", file=sys.stderr)
             continue
         if len(origin) >= len(config.files):
@@ -123,7 +125,7 @@ def _fetch_files(
                 temporary.replace(out / name)
             finally:
                 temporary.unlink(missing_ok=True)
-            origin[name] = f"{source.uri.rstrip('/')}/{member}"
+            origin[name] = redact(f"{source.uri.rstrip('/')}/{member}")
             size = (out / name).stat().st_size
             print(f"fetch: {name} ({size / 1e6:.1f} MB) from {origin[name]}", file=sys.stderr)
     finally:

@@ -51,7 +51,10 @@ def download(open_at: Opener, target: Path, report: Report, max_bytes: int | Non
     note = target.with_name(f"{target.name}.part.json")
     while True:
         begin = part.stat().st_size if part.exists() and note.exists() else 0
-        validator = json.loads(note.read_text()) if begin else None
+        try:
+            validator = json.loads(note.read_text()) if begin else None
+        except ValueError:  # a note cut by a kill: nothing says that the part is of the same file
+            begin, validator = 0, None
         try:
             with open_at(begin, validator) as reply:
                 if reply.offset not in (0, begin):

@@ -68,9 +68,13 @@ def load(directory: Path, device: str = "cpu") -> tuple[Network, Specification]:
     for name in (WEIGHTS, MODEL):
         if not (directory / name).is_file():
             raise UserError(f"{directory / name} is missing: this is no model; run `dvc repro train`")
-    content = json.loads((directory / MODEL).read_text())
+    try:
+        content = json.loads((directory / MODEL).read_text())
+        expected = content.pop("weights_sha256")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{directory / MODEL} is damaged or of another program: restore it") from None
     weights = (directory / WEIGHTS).read_bytes()
-    if hashlib.sha256(weights).hexdigest() != content.pop("weights_sha256"):
+    if hashlib.sha256(weights).hexdigest() != expected:
         raise UserError(f"{directory / WEIGHTS} is not the file that {MODEL} names (SHA-256 differs): restore it")
     specification = validate(Specification, content)
     network = specification.build()

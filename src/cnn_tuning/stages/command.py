@@ -29,6 +29,11 @@ class Place:
     outputs: Path
     data_name: str | None = None
 
+    def input(self, path: Path) -> Path:
+        """Return where an input is: below `inputs` if it stands there, else where the pipeline keeps it."""
+        chosen = self.inputs / path
+        return chosen if chosen.exists() else path
+
     @property
     def raw(self) -> Path:
         """Return where `fetch` writes and `preprocess` reads."""
@@ -72,7 +77,9 @@ def stage(kind: type, run: Callable[[Any, Place], None], about: str) -> None:
     @click.command(help=about + "\n\nOVERRIDES are Hydra's, such as model=lab_cnn trainer.max_epochs=1.")
     @click.argument("overrides", nargs=-1)
     @click.option("--locked", is_flag=True, help="Read params.lock.yaml, write the pipeline's outputs.")
-    @click.option("--inputs", type=click.Path(path_type=Path), default=Path(), help="Read inputs below here.")
+    @click.option(
+        "--inputs", type=click.Path(path_type=Path), default=Path(), help="Read below here what is there."
+    )
     @click.option("--outputs", type=click.Path(path_type=Path), default=Path("scratch"), help="Write below here.")
     def command(overrides: tuple[str, ...], locked: bool, inputs: Path, outputs: Path) -> None:
         if locked and overrides:

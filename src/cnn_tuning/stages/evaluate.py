@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from cnn_tuning.config import EvaluationConfig, RegistryConfig, TrackingConfig, to_plain
 from cnn_tuning.data.packed import PackedData
+from cnn_tuning.errors import UserError
 from cnn_tuning.evaluation import outcome
 from cnn_tuning.evaluation.metrics import Estimate, Metrics, measure
 from cnn_tuning.reports import page, plots
@@ -87,12 +88,16 @@ def run(config: EvaluateConfig, place: Place) -> None:
 def _answer(place: Place) -> Subject:
     from cnn_tuning.serving.predictor import Predictor
 
-    bundle = place.inputs / place.baseline
-    data = PackedData.open(place.inputs / place.prepared)
+    bundle = place.input(place.baseline)
+    data = PackedData.open(place.input(place.prepared))
     predictor = Predictor(bundle)
+    if predictor.specification.data_name != data.meta.name:
+        raise UserError(
+            f"{bundle} was trained on {predictor.specification.data_name}, {data.path} is {data.meta.name}"
+        )
     data.verify(SPLIT)
     test = data.split(SPLIT)
-    facts = place.inputs / place.training / "training.json"
+    facts = place.input(place.training / "training.json")
     return Subject(
         bundle=bundle,
         data=data,

@@ -30,7 +30,7 @@ def run(config: PreprocessConfig, place: Place) -> None:
     empty_folder(sheet)
     params = flatten({"seed": config.seed, "data": to_plain(config.data)})
     with Run.start(config.tracking, name=f"preprocess {config.data.name}", kind="preprocess", params=params) as r:
-        meta = prepare(config.data, place.inputs / place.raw, out, seed=config.seed)
+        meta = prepare(config.data, place.input(place.raw), out, seed=config.seed)
         class_distribution(meta, sheet / "classes.png")
         image_grid(PackedData.open(out), sheet / "images.png", config.seed)
         counts = {split: sum(counts) for split, counts in meta.counts.items()}

@@ -48,7 +48,7 @@ def _fit(recipe: Recipe, place: Place, out: Path, sheet: Path, tracked: Run) -> 
     from cnn_tuning.training.fit import fit
     from cnn_tuning.training.resume import Interrupted
 
-    data = PackedData.open(place.inputs / place.prepared)
+    data = PackedData.open(place.input(place.prepared))
     if place.data_name not in (None, data.meta.name):
         raise UserError(
             f"{data.path} holds {data.meta.name}, not {place.data_name}: run the stages fetch and preprocess "
