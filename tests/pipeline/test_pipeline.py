@@ -177,7 +177,7 @@ def test_mlflow_run_starts_the_entry_points_of_the_project(again):
     )
     assert "test/accuracy" in again.run(*run, "evaluate", "-P", "inputs=scratch")
     assert "test accuracy" in again.run(*run, "main")
-    assert "epoch 12/12" in again.run(*run, "train")
+    assert "scratch/models/baseline: epoch" in again.run(*run, "train")
 
 
 def test_another_split_of_the_same_bytes_fetches_nothing(again):
