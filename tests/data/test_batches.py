@@ -9,7 +9,7 @@ from training_recipes import recipe_with
 
 from cnn_tuning.config import AugmentConfig
 from cnn_tuning.data.augment import augment
-from cnn_tuning.data.batches import Batches, DataModule, epoch_order, seeded
+from cnn_tuning.data.batches import Batches, DataModule, Purpose, epoch_order, seeded
 
 CPU = torch.device("cpu")
 ALL = AugmentConfig("all", shift=0.2, rotate_degrees=10, scale=0.1, shear_degrees=5, flip=True, cutout=0.3)
@@ -56,15 +56,17 @@ def test_measured_parts_are_unaugmented_and_of_equal_size(packed):
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 2**31 - 1), channels=st.sampled_from([1, 3]), side=st.integers(8, 33))
 def test_augmentation_repeats_keeps_shape_and_range_and_treats_images_alone(seed, channels, side):
-    images = torch.randint(0, 256, (6, channels, side, side), dtype=torch.uint8, generator=seeded(seed))
-    one, two = (augment(images, ALL, seeded(seed, 1)) for _ in range(2))
+    images = torch.randint(
+        0, 256, (6, channels, side, side), dtype=torch.uint8, generator=seeded(Purpose.AUGMENTATION, seed)
+    )
+    one, two = (augment(images, ALL, seeded(Purpose.AUGMENTATION, seed, 1)) for _ in range(2))
     assert torch.equal(one, two)
     assert one.shape == images.shape
     assert one.min() >= 0
     assert one.max() <= 1.0001
     other = images.clone()
     other[0] = 0
-    assert torch.equal(augment(other, ALL, seeded(seed, 1))[1:], one[1:])
+    assert torch.equal(augment(other, ALL, seeded(Purpose.AUGMENTATION, seed, 1))[1:], one[1:])
 
 
 @settings(deadline=None)
@@ -73,7 +75,7 @@ def test_a_shift_moves_whole_pixels_by_at_most_its_share(seed, share):
     side = 20
     dot = torch.zeros(16, 1, side, side, dtype=torch.uint8)
     dot[:, :, 10, 10] = 200
-    moved = augment(dot, AugmentConfig("s", shift=share), seeded(seed))
+    moved = augment(dot, AugmentConfig("s", shift=share), seeded(Purpose.AUGMENTATION, seed))
     assert moved.dtype == torch.uint8
     for image in moved[:, 0]:
         (place,) = image.nonzero().tolist()

@@ -14,17 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from cnn_tuning.config.check import Section, report, validated
+from cnn_tuning.config.patching import to_plain
 from cnn_tuning.config.schema import Config
 from cnn_tuning.config.values import (
+    Choices,
     Value,
     assign,
     compose_groups,
+    name_options,
     read_overrides,
     read_params,
     resolve,
     split,
     with_defaults,
 )
+from cnn_tuning.config.variants import check_variants, with_references
 from cnn_tuning.errors import UserError, redact
 
 LOCK = Path("params.lock.yaml")
@@ -35,11 +39,6 @@ CONF = Path("conf")
 def sections_of(kind: type) -> frozenset[str]:
     """Return the names of the sections that a stage's dataclass declares."""
     return frozenset(f.name for f in dataclasses.fields(kind))
-
-
-def to_plain(config: Any) -> dict[str, Any]:
-    """Return a configuration as plain dicts, lists and scalars, as JSON and YAML hold it."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -92,7 +91,7 @@ def compose(overrides: Sequence[str] = (), *, params: Path | None = PARAMS, conf
     if not (conf / "config.yaml").is_file():
         raise UserError(f"no {conf}/config.yaml here: run this in the project's top folder")
     problems: list[str] = []
-    choices: dict[str, tuple[str, str]] = {}
+    choices: dict[str, Choices] = {}
     values: list[Value] = []
     if params is not None:
         split(read_params(params), conf, choices, values)
@@ -103,23 +102,13 @@ def compose(overrides: Sequence[str] = (), *, params: Path | None = PARAMS, conf
     for value in values:
         assign(tree, value, places, problems)
     resolved = resolve(tree, problems)
+    name_options(resolved, conf, problems)
     config = validated(Config, resolved, problems, places)
+    if config is not None:
+        problems += check_variants(config)
     if problems or config is None:
         raise report(problems)
-    return config
-
-
-def patch(config: Section, changes: Mapping[str, Any]) -> Section:
-    """Return `config` with values replaced by dotted name, validated again; a wrong name is an error."""
-    problems: list[str] = []
-    tree = to_plain(config)
-    places: dict[str, str] = {}
-    for dotted, value in changes.items():
-        assign(tree, Value(tuple(dotted.split(".")), value, "change"), places, problems)
-    patched = validated(type(config), tree, problems, places)
-    if problems or patched is None:
-        raise report(problems)
-    return patched
+    return with_references(config)
 
 
 def lock_text(config: Config) -> str:
@@ -138,4 +127,4 @@ def lock_text(config: Config) -> str:
             "such as MLFLOW_TRACKING_URI"
         )
     head = "# Written by the stage `configure` from params.yaml and conf/: every value, resolved. Do not edit.\n"
-    return head + yaml.safe_dump(to_plain(config), sort_keys=True, width=100, allow_unicode=True)
+    return head + yaml.safe_dump(to_plain(config), sort_keys=False, width=100, allow_unicode=True)

@@ -227,7 +227,9 @@ class TrainerConfig:
     `threads`: CPU threads (null: all cores); results are bitwise equal only at an equal count.
     `ema_decay`: 0 turns the moving average of the weights off. `monitor` chooses the best checkpoint.
     `train_eval_samples`: training images measured after each epoch in evaluation mode (null: as many as
-    the validation split has).
+    the validation split has). `sequential_parts`: above 1, the training images are cut into that many parts
+    that are learnt one after the other, with as many updates in all. `on_out_of_memory`: `halve_batch` starts
+    anew with half the batch, and says so.
     """
 
     __pydantic_config__ = _STRICT
@@ -250,6 +252,155 @@ class TrainerConfig:
     data_on_device: Literal["auto", "yes", "no"] = "auto"
     workers: Annotated[int, Field(ge=0)] = 2
     checkpoint_every_s: Positive = 60.0
+    sequential_parts: Count = 1
+    on_out_of_memory: Literal["fail", "halve_batch"] = "fail"
+
+
+@dataclass(frozen=True)
+class QuestionConfig:
+    """One ablation: `factors` (dotted name → levels) crossed into arms, each trained with `seeds` seeds.
+
+    Levels are a list of values, or a mapping of labels to values where a value is a whole section. `settings`
+    (dotted name → value) hold for all arms. The first level of each factor makes the reference arm, unless
+    `reference` gives its label. `compare`: all others with the reference, or all pairs. `equal`: arms of
+    different batch sizes make the same number of epochs, of updates (as the reference; `max_epochs` follows),
+    or both are tried.
+    """
+
+    __pydantic_config__ = _STRICT
+    question: str
+    factors: Annotated[dict[str, list[Any] | dict[str, Any]], Field(min_length=1)]
+    settings: dict[str, Any] = field(default_factory=dict)
+    seeds: Count = 3
+    compare: Literal["reference", "pairs"] = "reference"
+    reference: str | None = None
+    equal: Literal["epochs", "updates", "both"] = "epochs"
+
+
+@dataclass(frozen=True)
+class AblationConfig:
+    """The questions to settle; `workers` processes train arms side by side on this machine."""
+
+    __pydantic_config__ = _STRICT
+    questions: dict[str, QuestionConfig] = field(default_factory=dict)
+    workers: Count = 1
+
+
+@dataclass(frozen=True)
+class FloatRange:
+    """Real numbers in [low, high]; `step` makes a lattice, `log` spreads over magnitudes.
+
+    `when` (here and below: dotted name → value or list of values) limits a dimension to trials in which an
+    earlier dimension took one of these values.
+    """
+
+    __pydantic_config__ = _STRICT
+    kind: Literal["float"]
+    low: float
+    high: float
+    log: bool = False
+    step: Positive | None = None
+    when: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class IntRange:
+    """Whole numbers in [low, high]."""
+
+    __pydantic_config__ = _STRICT
+    kind: Literal["int"]
+    low: int
+    high: int
+    log: bool = False
+    step: Count = 1
+    when: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Values without an order: a list, or a mapping of labels to values where a value is a whole section."""
+
+    __pydantic_config__ = _STRICT
+    kind: Literal["categorical"]
+    choices: Annotated[list[Any] | dict[str, Any], Field(min_length=1)]
+    when: dict[str, Any] = field(default_factory=dict)
+
+
+Dimension = Annotated[FloatRange | IntRange | Choice, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How values are drawn; the first `startup_trials` at random (`tpe`, `cmaes`, `gp`)."""
+
+    __pydantic_config__ = _STRICT
+    name: Literal["tpe", "random", "cmaes", "grid", "gp"] = "tpe"
+    startup_trials: Count = 10
+
+
+@dataclass(frozen=True)
+class PrunerConfig:
+    """When a trial is given up: by its curve against the others' after `warmup_epochs` and `startup_trials`.
+
+    `median`; `hyperband` and `asha` (successive halving by `reduction_factor`); `wilcoxon` (by paired results
+    over the trial's seeds, below `p_threshold`).
+    """
+
+    __pydantic_config__ = _STRICT
+    name: Literal["none", "median", "hyperband", "asha", "wilcoxon"] = "median"
+    startup_trials: Annotated[int, Field(ge=0)] = 5
+    warmup_epochs: Annotated[int, Field(ge=0)] = 1
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    p_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """What a search may spend: trials, and at most so many minutes of wall time and US dollars."""
+
+    __pydantic_config__ = _STRICT
+    trials: Count
+    minutes: Positive | None = None
+    dollars: Positive | None = None
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """One figure to optimise; several objectives give a Pareto front."""
+
+    __pydantic_config__ = _STRICT
+    metric: Literal["val/accuracy", "val/loss", "time/train_seconds", "cost/usd", "model/parameters"]
+    direction: Literal["maximize", "minimize"]
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """A search: `space` (dotted name → dimension), how it is sampled, pruned, paid for, and by how many processes.
+
+    `settings` (dotted name → value) are what trials change besides, such as fewer epochs; the refit of the best
+    uses the experiment's own. A trial is the mean over `seeds` seeds; the refit takes `refit_seeds`.
+    `storage`: `journal` (a file; this machine), or a PostgreSQL URI without a password (PGPASSWORD, ~/.pgpass).
+    A trial whose process died or gave no sign for `grace_s` is tried again, `retries` times at most.
+    """
+
+    __pydantic_config__ = _STRICT
+    name: str
+    space: dict[str, Dimension] = field(default_factory=dict)
+    budget: BudgetConfig = BudgetConfig(trials=1)
+    settings: dict[str, Any] = field(default_factory=dict)
+    sampler: SamplerConfig = SamplerConfig()
+    pruner: PrunerConfig = PrunerConfig()
+    objectives: Annotated[tuple[ObjectiveConfig, ...], Field(min_length=1)] = (
+        ObjectiveConfig("val/accuracy", "maximize"),
+    )
+    importance: Literal["ped_anova", "fanova"] = "ped_anova"
+    seeds: Count = 1
+    refit_seeds: Count = 1
+    storage: str = "journal"
+    workers: Count = 1
+    retries: Annotated[int, Field(ge=0)] = 2
+    heartbeat_s: Positive = 5.0
+    grace_s: Positive = 60.0
 
 
 @dataclass(frozen=True)
@@ -336,6 +487,8 @@ class Config(Recipe):
     __pydantic_config__ = _STRICT
     experiment: str
     data: DataConfig
+    ablation: AblationConfig
+    search: SearchConfig
     evaluation: EvaluationConfig
     registry: RegistryConfig
     tracking: TrackingConfig

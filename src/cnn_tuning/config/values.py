@@ -6,7 +6,7 @@ Mistakes are collected, not raised, so that all can be told together.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -15,6 +15,13 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from cnn_tuning.config.check import nearest, report
 from cnn_tuning.config.schema import EarlyStoppingConfig
 from cnn_tuning.errors import UserError
+
+# Groups of which several options may be chosen at once.
+SEVERAL = frozenset({"ablation"})
+# Mappings whose keys a person makes up, and those of them that hold whole values, not further settings.
+FREE = ("ablation.questions", "search.space")
+WHOLE = ("ablation.questions.*.factors", "ablation.questions.*.settings", "search.space.*.when", "search.settings")
+Choices = tuple[tuple[str, ...], str]  # the options chosen of a group, and the place that chose them
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ def read_overrides(overrides: Sequence[str]) -> Iterator[tuple[str, dict[str, An
 def split(
     source: tuple[str, dict[str, Any], dict[tuple[str, ...], int]],
     conf: Path,
-    choices: dict[str, tuple[str, str]],
+    choices: dict[str, Choices],
     values: list[Value],
 ) -> None:
     """Sort a tree into group choices (`model: x` or `model: {name: x}`) and values by path."""
@@ -93,8 +100,11 @@ def split(
             values.append(Value((group,), node, place((group,))))
             continue
         name = node.get("name") if isinstance(node, dict) else node
+        if isinstance(name, list) and name and all(isinstance(option, str) for option in name):
+            choices[group] = (tuple(name), place((group,)))
+            continue
         if isinstance(name, str):
-            choices[group] = (name, place((group,)))
+            choices[group] = ((name,), place((group,)))
         if isinstance(node, dict):
             for dotted, leaf in _leaves({k: v for k, v in node.items() if k != "name"}, (group,)):
                 values.append(Value(dotted, leaf, place(dotted)))
@@ -105,26 +115,36 @@ def split(
 def _leaves(tree: dict[str, Any], prefix: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
     for key, value in tree.items():
         path = (*prefix, str(key))
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict) and value and not _is_in(prefix, WHOLE):
             yield from _leaves(value, path)
         else:
             yield path, value
 
 
-def compose_groups(choices: Mapping[str, tuple[str, str]], conf: Path, problems: list[str]) -> dict[str, Any]:
-    """Return what Hydra composes of `conf/` with these group choices (option and place); wrong ones are told."""
+def _is_in(path: tuple[str, ...], patterns: Sequence[str]) -> bool:
+    return any(
+        len(path) == len(parts) and all(part in ("*", key) for part, key in zip(parts, path, strict=True))
+        for parts in (pattern.split(".") for pattern in patterns)
+    )
+
+
+def compose_groups(choices: Mapping[str, Choices], conf: Path, problems: list[str]) -> dict[str, Any]:
+    """Return what Hydra composes of `conf/` with these group choices; wrong ones are told."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
     arguments = []
-    for group, (option, place) in choices.items():
+    for group, (chosen, place) in choices.items():
         options = sorted(p.stem for p in (conf / group).glob("*.yaml"))
-        if option in options:
-            arguments.append(f"{group}={option}")
-        else:
-            problems.append(f"{place}: {group}: no option {option!r}{nearest(option, options)}")
+        wrong = [option for option in chosen if option not in options]
+        problems += [f"{place}: {group}: no option {option!r}{nearest(option, options)}" for option in wrong]
+        if len(chosen) > 1 and group not in SEVERAL:
+            problems.append(f"{place}: {group}: got {len(chosen)} options, must be one")
+        elif not wrong:
+            several = len(chosen) > 1 or group in SEVERAL
+            arguments.append(f"{group}=[{','.join(chosen)}]" if several else f"{group}={chosen[0]}")
     try:
         with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
             composed = hydra_compose("config", overrides=arguments)
@@ -140,25 +160,70 @@ def with_defaults(kind: Any, tree: dict[str, Any]) -> dict[str, Any]:
     for item in dataclasses.fields(kind):
         if item.name not in tree:
             if item.default is not dataclasses.MISSING:
-                nested = dataclasses.is_dataclass(item.default) and not isinstance(item.default, type)
-                tree[item.name] = dataclasses.asdict(item.default) if nested else item.default
+                tree[item.name] = _plain(item.default)
             elif item.default_factory is not dataclasses.MISSING:
                 tree[item.name] = item.default_factory()
         node = tree.get(item.name)
         hint = types[item.name]
-        members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        for member in filter(dataclasses.is_dataclass, members):
-            names = get_args(get_type_hints(member).get("name"))
-            if isinstance(node, dict) and (not names or node.get("name") in names):
-                with_defaults(member, node)
+        if get_origin(hint) is dict and isinstance(node, dict):
+            for entry in node.values():
+                _fill(get_args(hint)[1], entry)
+        else:
+            _fill(hint, node)
     return tree
+
+
+def _plain(default: Any) -> Any:
+    if isinstance(default, tuple | list):
+        return [_plain(item) for item in default]
+    nested = dataclasses.is_dataclass(default) and not isinstance(default, type)
+    return dataclasses.asdict(default) if nested else default
+
+
+def _fill(hint: Any, node: Any) -> None:
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    for member in filter(dataclasses.is_dataclass, members):
+        hints = get_type_hints(member)
+        tag = "kind" if "kind" in hints else "name"
+        if isinstance(node, dict) and (not get_args(hints.get(tag)) or node.get(tag) in get_args(hints[tag])):
+            with_defaults(member, node)
+
+
+def name_options(tree: dict[str, Any], conf: Path, problems: list[str]) -> None:
+    """Replace, in place, options of a group that a factor or a search names, by what stands in `conf/`."""
+    known: dict[tuple[str, str], Any] = {}
+
+    def section(group: str, option: str) -> Any:
+        if (group, option) not in known:
+            composed = compose_groups({group: ((option,), "conf")}, conf, problems)
+            known[group, option] = resolve(composed, []).get(group)
+        return known[group, option]
+
+    for question in tree.get("ablation", {}).get("questions", {}).values():
+        _expand(question.get("factors"), section, conf)
+    for name, dimension in tree.get("search", {}).get("space", {}).items():
+        if isinstance(dimension, dict) and isinstance(dimension.get("choices"), list):
+            holder = {name: dimension["choices"]}
+            _expand(holder, section, conf)
+            dimension["choices"] = holder[name]
+
+
+def _expand(factors: Any, section: Callable[[str, str], Any], conf: Path) -> None:
+    for name, levels in factors.items() if isinstance(factors, dict) else ():
+        if (conf / name).is_dir() and isinstance(levels, list) and all(isinstance(level, str) for level in levels):
+            factors[name] = {level: section(name, level) for level in levels}
 
 
 def assign(tree: dict[str, Any], value: Value, places: dict[str, str], problems: list[str]) -> None:
     """Set one value in place; a name that the composed configuration lacks is a mistake."""
     node: Any = tree
+    made_up = False
     for depth, key in enumerate(value.path):
-        if not isinstance(node, dict) or key not in node:
+        made_up = made_up or (isinstance(node, dict) and _is_in(value.path[:depth], (*FREE, *WHOLE)))
+        if made_up and depth < len(value.path) - 1:
+            node = node.setdefault(key, {})
+            continue
+        if not made_up and (not isinstance(node, dict) or key not in node):
             known = list(node) if isinstance(node, dict) else []
             dotted = ".".join(value.path[: depth + 1])
             hint = f"; nest it, as in {key.split('.')[0]}: {{…}}" if "." in key else nearest(key, known)
@@ -169,7 +234,10 @@ def assign(tree: dict[str, Any], value: Value, places: dict[str, str], problems:
                 node[key] = _default_of(value.path[: depth + 1])
             node = node[key]
     dotted, last = ".".join(value.path), value.path[-1]
-    if isinstance(node[last], dict) and not isinstance(value.value, dict | None):
+    if made_up:
+        node[last] = value.value
+        places[dotted] = value.place
+    elif isinstance(node[last], dict) and not isinstance(value.value, dict | None):
         problems.append(f"{value.place}: {dotted}: expected a mapping, got {value.value!r}")
     elif "arguments" in value.path and not _same_kind(node[last], value.value):
         problems.append(f"{value.place}: {dotted}: got {value.value!r}, must be like {node[last]!r}")

@@ -7,6 +7,7 @@ go on at any batch and repeats itself to the bit.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -24,14 +25,23 @@ RESIDENT_SHARE = 0.25
 _MASK = 2**64 - 1
 
 
-def seed_of(*key: int) -> int:
-    """Return a seed (63 bits) that is a pure function of some integers.
+class Purpose(IntEnum):
+    """What random numbers are for: the first part of every key, so that no two purposes share a stream."""
+
+    ORDER = 1
+    AUGMENTATION = 2
+    DROPOUT = 3
+    PARTS = 4
+
+
+def seed_of(purpose: Purpose, *key: int) -> int:
+    """Return a seed (63 bits) that is a pure function of a purpose and some integers.
 
     Each step is one of SplitMix64 (Steele, Lea and Flood 2014): a microsecond, where NumPy's SeedSequence
     takes fifty, in every training step.
     """
     state = 0
-    for part in key:
+    for part in (purpose, *key):
         state = (state + part + 1) * 0x9E3779B97F4A7C15 & _MASK
         state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _MASK
         state = (state ^ state >> 27) * 0x94D049BB133111EB & _MASK
@@ -39,14 +49,26 @@ def seed_of(*key: int) -> int:
     return state >> 1
 
 
-def seeded(*key: int) -> torch.Generator:
-    """Return a generator that is a pure function of some integers."""
-    return torch.Generator().manual_seed(seed_of(*key))
+def seeded(purpose: Purpose, *key: int) -> torch.Generator:
+    """Return a generator that is a pure function of a purpose and some integers."""
+    return torch.Generator().manual_seed(seed_of(purpose, *key))
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     """Return the order in which an epoch visits `count` images."""
-    return torch.randperm(count, generator=seeded(seed, epoch))
+    return torch.randperm(count, generator=seeded(Purpose.ORDER, seed, epoch))
+
+
+def sequential_order(count: int, seed: int, epoch: int, parts: int, epochs: int) -> Tensor:
+    """Return the order of an epoch where `parts` of the images are learnt one after the other.
+
+    All `epochs` passes over the first part come first, then all over the second: as many updates as in joint
+    training. The parts are random and of equal size; fewer than `parts` images may be left over, unvisited.
+    """
+    size = count // parts
+    members = torch.randperm(count, generator=seeded(Purpose.PARTS, seed)).split(size)
+    passes = range(epoch * parts, (epoch + 1) * parts)
+    return torch.cat([members[number // epochs][epoch_order(size, seed, number)] for number in passes])
 
 
 class _Rows(Dataset):
@@ -105,7 +127,8 @@ class Batches:
             self.labels = torch.from_numpy(np.array(split.labels[self.rows.numpy()])).to(device)
 
     def __len__(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
+        parts = self.recipe.trainer.sequential_parts if self.train else 1
+        return -(-(len(self.rows) // parts * parts) // self.batch_size)
 
     def begin_at(self, epoch: int, batch: int) -> None:
         """Let the next iteration give `epoch` from `batch` on."""
@@ -115,12 +138,18 @@ class Batches:
         epoch, first = self.epoch, self.first
         self.epoch, self.first = epoch + 1, 0
         count = len(self.rows)
-        order = epoch_order(count, self.recipe.seed, epoch) if self.train else torch.arange(count)
+        order = self._order(count, epoch) if self.train else torch.arange(count)
         for position, (images, labels) in enumerate(self._read(order, first), start=first):
             if self.train:
-                generator = seeded(self.recipe.seed, epoch, position)
+                generator = seeded(Purpose.AUGMENTATION, self.recipe.seed, epoch, position)
                 images = augment(images, self.recipe.augment, generator)
             yield images, labels
+
+    def _order(self, count: int, epoch: int) -> Tensor:
+        seed, parts = self.recipe.seed, self.recipe.trainer.sequential_parts
+        if parts == 1:
+            return epoch_order(count, seed, epoch)
+        return sequential_order(count, seed, epoch, parts, self.recipe.trainer.max_epochs)
 
     def _read(self, order: Tensor, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         batches = order.split(self.batch_size)[first:]

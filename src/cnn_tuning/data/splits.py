@@ -10,6 +10,10 @@ from cnn_tuning.config import DataConfig
 from cnn_tuning.data.packed import SPLITS, class_counts
 from cnn_tuning.errors import UserError
 
+# Streams of random numbers, apart for every seed.
+_TEST_STREAM = (0, 0x5917)
+_VAL_STREAM = 0x7A1
+
 Picks = dict[str, tuple[str, np.ndarray]]
 
 
@@ -22,7 +26,7 @@ def assign(labels: dict[str, np.ndarray], classes: Sequence[str], config: DataCo
     """
     _check_classes(labels["train"], classes)
     # The same test images for every seed: otherwise models of two seeds could not be compared on them.
-    rng = np.random.default_rng([0, 0x5917])
+    rng = np.random.default_rng(_TEST_STREAM)
     picks: Picks = {}
     for split in SPLITS:
         if split in labels:
@@ -38,7 +42,7 @@ def assign(labels: dict[str, np.ndarray], classes: Sequence[str], config: DataCo
         if count >= len(train):
             raise UserError(f"{key} would hold out {count} of {len(train)} training images: make it smaller")
         if split == "val":
-            rng = np.random.default_rng([seed, 0x5917])
+            rng = np.random.default_rng([seed, _VAL_STREAM])
         chosen = stratified(labels["train"][train], count, rng, key, spare=len(held) - place)
         picks[split] = "train", train[chosen]
         train = np.delete(train, chosen)

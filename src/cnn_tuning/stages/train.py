@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from cnn_tuning.config import Recipe, TrackingConfig, to_plain
+from cnn_tuning.config import Recipe, TrackingConfig, recipe_of, to_plain
 from cnn_tuning.errors import UserError
 from cnn_tuning.stages.command import Place, empty_folder, stage
 from cnn_tuning.stages.lineage import data_hash, recorded
@@ -31,7 +31,7 @@ class TrainConfig(Recipe):
 
 def run(config: TrainConfig, place: Place) -> None:
     """Fit, and keep the best network with its history."""
-    recipe = Recipe(**{name: getattr(config, name) for name in Recipe.__dataclass_fields__})
+    recipe = recipe_of(config)
     out, sheet = place.outputs / place.baseline, place.outputs / place.training
     for folder in (out, sheet):
         empty_folder(folder)

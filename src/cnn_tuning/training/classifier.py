@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cnn_tuning.config import Recipe
-from cnn_tuning.data.batches import seed_of
+from cnn_tuning.data.batches import Purpose, seed_of
 from cnn_tuning.errors import UserError
 from cnn_tuning.models.network import Network
 from cnn_tuning.training.optimisation import build_optimizer, build_schedule
@@ -48,7 +48,7 @@ class Classifier(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make dropout a function of (seed, step), so that a resumed run repeats it."""
-        seed = seed_of(self.recipe.seed, self.global_step, 1)
+        seed = seed_of(Purpose.DROPOUT, self.recipe.seed, self.global_step)
         # Not torch.manual_seed: without a GPU it keeps a formatted stack of every call for later.
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":

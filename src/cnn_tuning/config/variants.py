@@ -1,0 +1,211 @@
+"""Variants of a recipe: arms of an ablation and points of a search space, checked before any is trained."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from cnn_tuning.config.patching import patch
+from cnn_tuning.config.schema import (
+    Choice,
+    Config,
+    Dimension,
+    FloatRange,
+    IntRange,
+    QuestionConfig,
+    Recipe,
+    SearchConfig,
+)
+from cnn_tuning.errors import UserError
+
+Levels = Mapping[str, Any]
+
+
+def levels_of(values: Sequence[Any] | Mapping[str, Any]) -> Levels:
+    """Return label → value; a value without a label of its own is its label."""
+    return values if isinstance(values, Mapping) else {label_of(value): value for value in values}
+
+
+def label_of(value: Any) -> str:
+    """Return a value as a person writes it."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def arms(recipe: Recipe, question: QuestionConfig) -> dict[str, Recipe]:
+    """Return the arms by label, such as `dropout=both`; the reference comes first.
+
+    Raises:
+        UserError: a name or a value is wrong, or `reference` is no arm.
+    """
+    common = patch(recipe, question.settings, "settings")
+    factors = {name: levels_of(values) for name, values in question.factors.items()}
+    found: dict[str, Recipe] = {}
+    for combination in itertools.product(*(levels.items() for levels in factors.values())):
+        changes = {name: value for name, (_, value) in zip(factors, combination, strict=True)}
+        label = ", ".join(
+            f"{name.rpartition('.')[2]}={level}" for name, (level, _) in zip(factors, combination, strict=True)
+        )
+        found[label] = patch(common, changes, "factors")
+    reference = question.reference or next(iter(found))
+    if reference not in found:
+        raise UserError(f"reference: got {reference!r}, must be one of {', '.join(map(repr, found))}")
+    if len(found) < 2:
+        raise UserError("factors: one arm only, nothing to compare")
+    ordered = {reference: found[reference], **found}
+    return _balanced(ordered, reference, question.equal)
+
+
+def _balanced(found: dict[str, Recipe], reference: str, equal: str) -> dict[str, Recipe]:
+    """Give arms of another batch size as many updates as the reference makes, where that is asked."""
+    if equal == "epochs":
+        return found
+    standard = found[reference].trainer
+    balanced: dict[str, Recipe] = {}
+    for label, arm in found.items():
+        epochs = max(1, round(standard.max_epochs * arm.trainer.batch_size / standard.batch_size))
+        if epochs == arm.trainer.max_epochs:
+            balanced[label] = arm
+            continue
+        if equal == "both":
+            balanced[label] = arm
+            label = f"{label}, equal updates"
+        balanced[label] = patch(arm, {"trainer.max_epochs": epochs})
+    return balanced
+
+
+def applies(dimension: Dimension, chosen: Mapping[str, str]) -> bool:
+    """Return whether a dimension is part of a trial with these labels chosen so far."""
+    return all(chosen.get(name) in _wanted(labels) for name, labels in dimension.when.items())
+
+
+def _wanted(labels: Any) -> set[str]:
+    return {label_of(label) for label in (labels if isinstance(labels, list) else [labels])}
+
+
+def grid(search: SearchConfig) -> Iterator[dict[str, Any]]:
+    """Give every point of a space without continuous dimensions: dotted name → label or number."""
+    seen = set()
+    for values in itertools.product(*map(_points, search.space.values())):
+        chosen: dict[str, Any] = {}
+        for (name, dimension), value in zip(search.space.items(), values, strict=True):
+            if applies(dimension, {n: label_of(v) for n, v in chosen.items()}):
+                chosen[name] = value
+        key = tuple(chosen.items())
+        if key not in seen:
+            seen.add(key)
+            yield chosen
+
+
+def _points(dimension: Dimension) -> list[Any]:
+    if isinstance(dimension, Choice):
+        return list(levels_of(dimension.choices))
+    if isinstance(dimension, IntRange):
+        return list(range(dimension.low, dimension.high + 1, dimension.step))
+    if dimension.step is None:
+        raise UserError("a grid needs a step for a float, or choices")
+    count = int((dimension.high - dimension.low) / dimension.step + 1e-9) + 1
+    return [dimension.low + i * dimension.step for i in range(count)]
+
+
+def changes_of(search: SearchConfig, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return dotted name → value for a trial's labels and numbers."""
+    changes: dict[str, Any] = {}
+    for name, value in chosen.items():
+        dimension = search.space[name]
+        changes[name] = levels_of(dimension.choices)[value] if isinstance(dimension, Choice) else value
+    return changes
+
+
+def check_variants(config: Config) -> list[str]:
+    """Return the mistakes in the ablations and the search of a configuration, each with its place."""
+    recipe = recipe_of(config)
+    problems: list[str] = []
+    for name, question in config.ablation.questions.items():
+        try:
+            arms(recipe, question)
+        except UserError as error:
+            problems += [f"ablation.questions.{name}.{line}" for line in _lines(error)]
+    problems += [f"search.{line}" for line in _search_problems(config.search, recipe)]
+    if config.search.budget.dollars is not None and not config.tracking.price_per_hour:
+        problems.append("search.budget.dollars: needs tracking.price_per_hour")
+    return problems
+
+
+def with_references(config: Config) -> Config:
+    """Return the configuration with each ablation's reference named: DVC compares mappings without their order."""
+    recipe = recipe_of(config)
+    questions = {
+        name: replace(question, reference=next(iter(arms(recipe, question))))
+        for name, question in config.ablation.questions.items()
+    }
+    return replace(config, ablation=replace(config.ablation, questions=questions))
+
+
+def recipe_of(config: Recipe) -> Recipe:
+    """Return only what decides the weights of a configuration that holds more sections."""
+    return Recipe(**{field.name: getattr(config, field.name) for field in fields(Recipe)})
+
+
+def _search_problems(search: SearchConfig, recipe: Recipe) -> Iterator[str]:
+    if not search.space:
+        return
+    try:
+        common = patch(recipe, search.settings, "settings")
+    except UserError as error:
+        yield from _lines(error)
+        return
+    for name in search.space:
+        yield from (f"space.{name}: {line}" for line in _dimension_problems(search, common, name))
+    if search.pruner.name != "none" and len(search.objectives) > 1:
+        yield f"pruner.name: got {search.pruner.name!r}, must be 'none' with several objectives"
+    if search.pruner.name == "wilcoxon" and search.seeds < 2:
+        yield f"seeds: got {search.seeds}, must be at least 2 for the pruner 'wilcoxon'"
+    if search.sampler.name == "cmaes" and len(search.objectives) > 1:
+        yield "sampler.name: 'cmaes' has one objective; use 'tpe', 'gp' or 'random'"
+    if search.storage != "journal" and not search.storage.startswith(("postgresql://", "postgresql+psycopg://")):
+        yield f"storage: got {search.storage!r}, must be 'journal' or postgresql://user@host/database"
+
+
+def _dimension_problems(search: SearchConfig, common: Recipe, name: str) -> Iterator[str]:
+    dimension, names = search.space[name], list(search.space)
+    context: dict[str, Any] = {}
+    for other, labels in dimension.when.items():
+        if other not in names[: names.index(name)]:
+            yield f"when: {other!r} is no dimension before it"
+            return
+        known = search.space[other]
+        offered = {label_of(x) for x in _points(known)} if not isinstance(known, FloatRange) else set()
+        wrong = sorted(_wanted(labels) - offered)
+        if wrong:
+            yield f"when.{other}: {wrong[0]!r} is none of its values"
+            return
+        first = next(x for x in _points(known) if label_of(x) in _wanted(labels))
+        context |= changes_of(search, {other: first})
+    if isinstance(dimension, FloatRange | IntRange):
+        if dimension.low >= dimension.high:
+            yield f"low: got {dimension.low:g}, must be below high, {dimension.high:g}"
+        if dimension.log and dimension.low <= 0:
+            yield f"low: got {dimension.low:g}, must be above 0 where log is true"
+        if dimension.log and isinstance(dimension, FloatRange) and dimension.step is not None:
+            yield "step: a logarithmic range has none"
+        ends: list[Any] = [dimension.low, dimension.high]
+    else:
+        ends = list(levels_of(dimension.choices).values())
+    if search.sampler.name == "grid":
+        try:
+            _points(dimension)
+        except UserError as error:
+            yield str(error)
+    for value in ends:
+        try:
+            patch(common, {**context, name: value}, "value")
+        except UserError as error:
+            yield from _lines(error)
+            return
+
+
+def _lines(error: UserError) -> list[str]:
+    lines = str(error).splitlines()
+    return [line.strip() for line in (lines[1:] or lines)]
