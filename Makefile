@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_ALLOW_PICKLE_DESERIALIZATION := false
 
-.PHONY: help setup repro test check ui serve doctor verify lock clean
+.PHONY: help setup repro test check ui dashboard serve doctor verify lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -42,6 +42,12 @@ check: $(READY) ## Lint, types, import directions, generated files
 
 ui: $(READY) ## Compare runs in the browser: http://127.0.0.1:5000
 	mlflow ui
+
+dashboard: $(READY) ## Look into searches, also running ones: http://127.0.0.1:8090
+	@journal=$$(ls -t .state/search/journal.log .state/search/*/journal.log 2>/dev/null | head -1); \
+	if [ -n "$$journal" ]; then echo "$$journal at http://127.0.0.1:8090 (Ctrl-C ends it)"; \
+	optuna-dashboard --quiet --host 127.0.0.1 --port 8090 "$$journal"; \
+	else echo "no search has run here yet: \`dvc repro\` runs that of the experiment (search:)"; fi
 
 serve: $(READY) ## Answer over HTTP with the champion: http://127.0.0.1:8080
 	cnn-tuning serve $(ARGS)

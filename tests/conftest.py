@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import psutil
 import pytest
 from filelock import FileLock
 from hypothesis import settings
-from project import ROOT, Project
+from project import ROOT, Project, free_port
 
 from cnn_tuning.config import Recipe, TrackingConfig, compose, select
 from cnn_tuning.data.packed import PackedData
@@ -29,13 +28,6 @@ from cnn_tuning.data.sources import fetch
 # Machines are shared: no test fails for being slow.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
-
-
-def free_port() -> int:
-    """Return a loopback port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class MlflowServer:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    """Return a loopback port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 class Project:
@@ -85,6 +94,12 @@ class Project:
     def repro(self, *arguments: str) -> str:
         """Run `dvc repro`."""
         return self.run("dvc", "repro", *arguments)
+
+    @property
+    def champion(self) -> str:
+        """Return which model the registry's alias stands for after one evaluation: baseline or tuned."""
+        registered = json.loads(self.text("results/evaluation/registration.json"))
+        return [name for name, version in registered.items() if version["promoted"]][-1]
 
     def text(self, name: str) -> str:
         """Return the text of a file of the project."""

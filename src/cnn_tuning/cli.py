@@ -10,7 +10,7 @@ import click
 from cnn_tuning.stages.command import run_command
 
 if TYPE_CHECKING:
-    from cnn_tuning.config import Config
+    from cnn_tuning.config import Config, RegistryConfig
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -86,14 +86,19 @@ def predict(source: str, model: str | None, out: Path, top_k: int, batch_size: i
     """Classify a folder of pictures, or those below an s3:// prefix, into a CSV."""
     from cnn_tuning.serving.batch import predict_folder
     from cnn_tuning.serving.predictor import Predictor
-    from cnn_tuning.serving.server import find
+    from cnn_tuning.serving.server import find, is_uri
+    from cnn_tuning.serving.settings import Registered, settings
     from cnn_tuning.tracking.store import tracking_uri
 
-    composed = _composed()
-    served = find(model or _champion(composed), tracking_uri(composed.tracking))
+    if model and not is_uri(model):
+        served = find(model)
+    else:
+        own = settings(Registered)
+        served = find(model or _champion(own.registry), tracking_uri(own.tracking))
     done = predict_folder(Predictor(served.bundle), source, out, top_k=top_k, batch_size=batch_size)
     unread = f", {done.unreadable:,} unreadable (named there)" if done.unreadable else ""
-    click.echo(f"{out}: {done.predicted:,} pictures classified by {served.name} version {served.version}{unread}")
+    pictures = "1 picture" if done.predicted == 1 else f"{done.predicted:,} pictures"
+    click.echo(f"{out}: {pictures} classified by {served.name} version {served.version}{unread}")
 
 
 @cli.command()
@@ -101,11 +106,16 @@ def predict(source: str, model: str | None, out: Path, top_k: int, batch_size: i
 @click.argument("overrides", nargs=-1)
 def serve(model: str | None, overrides: tuple[str, ...]) -> None:
     """Answer over HTTP. OVERRIDES change the section `serving`, such as serving.port=9000."""
+    from cnn_tuning.serving.server import is_uri
     from cnn_tuning.serving.server import serve as answer
+    from cnn_tuning.serving.settings import Local, Registered, settings
     from cnn_tuning.tracking.store import tracking_uri
 
-    composed = _composed(overrides)
-    answer(model or _champion(composed), composed.serving, tracking_uri(composed.tracking))
+    if model and not is_uri(model):
+        answer(model, settings(Local, overrides).serving)
+    else:
+        own = settings(Registered, overrides)
+        answer(model or _champion(own.registry), own.serving, tracking_uri(own.tracking))
 
 
 @cli.command()
@@ -122,8 +132,8 @@ def _composed(overrides: tuple[str, ...] = ()) -> Config:
     return compose(overrides)
 
 
-def _champion(composed: Config) -> str:
-    return f"models:/{composed.registry.model}@{composed.registry.alias}"
+def _champion(registry: RegistryConfig) -> str:
+    return f"models:/{registry.model}@{registry.alias}"
 
 
 def main() -> None:

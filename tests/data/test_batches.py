@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_recipes import recipe_with
 
-from cnn_tuning.config import AugmentConfig
+from cnn_tuning.config import AugmentConfig, patch
 from cnn_tuning.data.augment import augment
-from cnn_tuning.data.batches import Batches, DataModule, Purpose, epoch_order, seeded
+from cnn_tuning.data.batches import Batches, DataModule, Purpose, epoch_order, seed_of, seeded, sequential_order
 
 CPU = torch.device("cpu")
 ALL = AugmentConfig("all", shift=0.2, rotate_degrees=10, scale=0.1, shear_degrees=5, flip=True, cutout=0.3)
@@ -25,6 +25,38 @@ def test_an_epoch_visits_every_image_once_in_a_repeatable_order(count, seed, epo
 def test_epochs_and_seeds_differ():
     orders = {tuple(epoch_order(50, seed, epoch).tolist()) for seed in range(4) for epoch in range(4)}
     assert len(orders) == 16
+
+
+@given(
+    count=st.integers(10, 300), parts=st.integers(2, 6), epochs=st.integers(1, 7), seed=st.integers(0, 2**31 - 1)
+)
+def test_parts_are_learnt_one_after_the_other_with_as_many_passes_each(count, parts, epochs, seed):
+    size = count // parts
+    visited = [
+        sequential_order(count, seed, epoch, parts, epochs).split(size) for epoch in range(epochs)
+    ]  # passes over one part each
+    passes = [set(part.tolist()) for epoch in visited for part in epoch]
+    assert len(passes) == parts * epochs
+    seen = []
+    for number in range(parts):
+        own = passes[number * epochs : (number + 1) * epochs]
+        assert all(members == own[0] for members in own)  # the same images in each pass
+        assert len(own[0]) == size
+        seen.append(own[0])
+    assert len(set.union(*seen)) == size * parts  # no image in two parts
+
+
+def test_training_by_parts_makes_as_many_updates(packed, recipe):
+    by_parts = patch(recipe, {"trainer.sequential_parts": 5, "trainer.batch_size": 20})
+    batches = DataModule(packed, by_parts, CPU).train
+    assert sum(1 for _ in batches) == len(batches)
+    joint = DataModule(packed, patch(by_parts, {"trainer.sequential_parts": 1}), CPU).train
+    assert abs(len(joint) - len(batches)) <= 1
+
+
+@given(key=st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=3))
+def test_purposes_never_share_a_stream(key):
+    assert len({seed_of(purpose, *key) for purpose in Purpose}) == len(Purpose)
 
 
 def test_iteration_may_begin_inside_an_epoch(packed):

@@ -26,3 +26,18 @@ def test_pictures(tmp_path, classes, channels):
     for name in ("classes", "images"):
         pixels = np.asarray(Image.open(tmp_path / "sheet" / f"{name}.png").convert("L"))
         assert min(pixels.shape) > 100 and pixels.std() > 10
+
+
+@pytest.mark.parametrize("classes", [3, 30])
+def test_names_are_shown_as_they_are(tmp_path, classes):
+    """To matplotlib a pair of dollars is a formula, and a wrong one an error."""
+    (tmp_path / "raw").mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (classes * 5, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "raw" / "a.npz", x=images, y=np.arange(classes * 5) % classes)
+    names = tuple(f"${i} \\frac $" for i in range(classes))
+    image = ImageConfig((8, 8), 1)
+    config = DataConfig("$\\x$", "npz", {"a.npz": FileConfig()}, (), image, names, val_fraction=0.25)
+    meta = prepare(config, tmp_path / "raw", tmp_path / "out", seed=0)
+    class_distribution(meta, tmp_path / "classes.png")
+    image_grid(PackedData.open(tmp_path / "out"), tmp_path / "images.png", seed=0)
+    assert (tmp_path / "classes.png").stat().st_size > 1000 < (tmp_path / "images.png").stat().st_size

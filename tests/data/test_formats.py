@@ -2,9 +2,11 @@
 
 import gzip
 import io
+import os
 import pickle
 import struct
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -54,9 +56,19 @@ RECORDS = np.hstack([LABELS[:, None].astype(np.uint8), noise(12, 3072, seed=1)])
 CIFAR_PIXELS = RECORDS[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
 
 
-def cifar_pickle(records, protocol=2):
+def cifar_pickle(records, protocol=2, labels=None):
     data = np.ascontiguousarray(records[:, 1:])
-    return pickle.dumps({b"data": data, b"labels": records[:, 0].tolist(), b"batch_label": b"x"}, protocol)
+    labels = labels or records[:, 0].tolist()
+    return pickle.dumps({b"data": data, b"labels": labels, b"batch_label": b"x"}, protocol)
+
+
+def npz_of_digits():
+    """An NPZ file whose array says that it has as many rows as a number of 5,000 digits."""
+    head = b"{'descr': '|u1', 'fortran_order': False, 'shape': (" + b"9" * 5000 + b",), }\n"
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head)
+    return buffer.getvalue()
 
 
 def tarred(files, top, mode="w:gz"):
@@ -194,6 +206,16 @@ def test_damaged_bytes_never_give_another_error(tmp_path_factory, form, data):
 WRONG = {
     "labels missing": ("idx", {"train-images-idx3-ubyte": idx(IMAGES)}, {}, "one of labels"),
     "fewer labels": ("idx", IDX | {"train-labels-idx1-ubyte": idx(np.zeros(3, np.uint8))}, {}, "12 images but 3"),
+    "label beyond the images": ("idx", IDX | {"train-labels-idx1-ubyte": idx(np.full(12, 12, np.uint8))}, {},
+                                "train image 0 has label 12, expected 0 to 11"),
+    "huge label": ("csv", {"a.csv": b"0,1,2,3,4\n4000000000000000000,1,2,3,4\n"}, {}, "image 1 has label 4000000"),
+    "huge label in npz": ("npz", {"a.npz": npz(x=IMAGES, y=np.full(12, 2**40))}, {}, "has label 1099511627776"),
+    "huge label in a test split": ("npz", {"a.npz": npz(x_train=IMAGES, y_train=LABELS, x_test=IMAGES,
+                                   y_test=np.full(12, 2**62))}, {}, "test image 0 has label 4611686"),
+    "negative labels": ("csv", {"a.csv": b"-4,1,2,3,4\n-1,1,2,3,4\n"}, {}, "label -4, expected 0 to 1"),
+    "digits in csv": ("csv", {"a.csv": b"9" * 5000 + b",1,2,3,4\n"}, {}, "not a CSV of pixels"),
+    "digits in npz": ("npz", {"a.npz": npz_of_digits()}, {}, "damaged or not an NPZ"),
+    "digits in a pickle": ("cifar_python", five(cifar_pickle(RECORDS, labels=[10**5000] * 12)), {}, "too large"),
     "label too high": ("idx", IDX, {"classes": ("a", "b")}, "has label 2, expected 0 to 1"),
     "text": ("csv", {"a.csv": b"a,b,c,d,e\n"}, {}, "not a CSV of pixels"),
     "ragged": ("csv", {"a.csv": CSV + b"1,2\n"}, {}, "not a CSV of pixels"),
@@ -216,10 +238,11 @@ WRONG = {
 def test_wrong_data_is_named(tmp_path, case):
     format, files, changes, message = WRONG[case]
     with (
-        pytest.raises(UserError, match=message),
+        pytest.raises(UserError, match=message) as caught,
         read(configured(format, files, **changes), write(tmp_path / "raw", files)),
     ):
         pass
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -261,6 +284,98 @@ def test_folder_of_classes_passes_over_hidden_files_and_lists_stray_images(tmp_p
     with read(configured("image_folder", []), raw) as data:
         assert data.classes == ("a", "b", "c") and data.splits["train"].images == ["a/1.png", "b/1.png", "c/1.png"]
         assert data.rejected == (("a/link.png", "a symbolic link"), ("stray.png", "not in a class folder"))
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """A folder that links lead to, with a picture and a way back to itself."""
+    picture(tmp_path / "outside" / "deep" / "secret.png")
+    (tmp_path / "outside" / "loop").symlink_to(tmp_path / "outside")
+    return tmp_path / "outside"
+
+
+@pytest.mark.parametrize("layout", ["", "train/"])
+def test_links_are_not_followed_wherever_they_lead(tmp_path, outside, layout):
+    raw = tmp_path / "raw"
+    for name in ("a", "b"):
+        picture(raw / layout / name / "1.png")
+    links = {
+        f"{layout}a/file.png": outside / "deep" / "secret.png",
+        f"{layout}a/folder": outside,
+        f"{layout}a/dangling.png": tmp_path / "nothing",
+        f"{layout}b/itself": raw / layout / "b",
+        f"{layout}class": outside,
+    }
+    for name, target in links.items():
+        (raw / name).symlink_to(target)
+    with read(configured("image_folder", []), raw) as data:
+        assert data.classes == ("a", "b")
+        assert list(data.splits["train"].images) == [f"{layout}a/1.png", f"{layout}b/1.png"]
+        assert data.rejected == tuple((name, "a symbolic link") for name in sorted(links))
+
+
+def test_a_class_that_is_a_link_in_one_split_only(tmp_path, outside):
+    raw = tmp_path / "raw"
+    for name in ("train/a", "train/b", "test/a"):
+        picture(raw / name / "1.png")
+    (raw / "test" / "b").symlink_to(raw / "train" / "b")
+    with read(configured("image_folder", []), raw) as data:
+        assert list(data.splits["test"].images) == ["test/a/1.png"]
+        assert data.rejected == (("test/b", "a symbolic link"),)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    raw = tmp_path / "raw"
+    for name in ("a", "b"):
+        picture(raw / name / "1.png")
+    os.mkfifo(raw / "a" / "pipe.png")
+    with read(configured("image_folder", []), raw) as data:
+        assert list(data.splits["train"].images) == ["a/1.png", "b/1.png"]
+        assert data.rejected == (("a/pipe.png", "not a regular file"),)
+
+
+EMPTY = {
+    "no folders in it": (lambda raw: (raw / "test").mkdir(), r"raw/test: no images in it: add some, or take the"),
+    "class folders without images": (
+        lambda raw: (raw / "test" / "a").mkdir(parents=True),
+        r"test: no images in it",
+    ),
+    "an empty validation split": (lambda raw: (raw / "valid").mkdir(), r"raw/valid: no images in it"),
+    "links only": (
+        lambda raw: (raw / "test").mkdir() or (raw / "test" / "a").symlink_to(raw / "train" / "a"),
+        r"test: no images in it \(1 symbolic link, not followed\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EMPTY)
+def test_a_split_without_images_is_named(tmp_path, case):
+    make, message = EMPTY[case]
+    for name in ("a", "b"):
+        picture(tmp_path / "raw" / "train" / name / "1.png")
+    make(tmp_path / "raw")
+    with pytest.raises(UserError, match=message), read(configured("image_folder", []), tmp_path / "raw"):
+        pass
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"tab\there"])
+def test_a_class_whose_name_cannot_be_shown_is_named_all_the_same(tmp_path, name):
+    picture(tmp_path / "raw" / "a" / "1.png")
+    picture(tmp_path / "raw" / os.fsdecode(name) / "1.png")
+    with (
+        pytest.raises(UserError, match="rename it") as caught,
+        read(configured("image_folder", []), tmp_path / "raw"),
+    ):
+        pass
+    assert repr(name) in str(caught.value)
+
+
+def test_names_of_any_script_are_classes(tmp_path):
+    names = ["$5$", "naïve", "می\u200cخواهم", "猫\u3000犬"]
+    for name in names:
+        picture(tmp_path / "raw" / name / "1.png")
+    with read(configured("image_folder", []), tmp_path / "raw") as data:
+        assert data.classes == tuple(sorted(names))
 
 
 def test_folder_inside_an_archive(tmp_path):

@@ -1,6 +1,7 @@
 """Any picture to the network's input."""
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cnn_tuning.config import ImageConfig
-from cnn_tuning.data.images import BadImage, to_input
+from cnn_tuning.data.images import BadImage, opened, to_input
 
 GREY = ImageConfig((28, 28), 1)
 COLOUR = ImageConfig((16, 24), 3)
@@ -221,3 +222,46 @@ def test_too_many_pixels_are_refused_before_decoding():
         to_input(encoded(Image.fromarray(noise(20, 20)), "PNG"), GREY, max_pixels=399)
     with pytest.raises(BadImage, match="limit"):
         to_input(noise(20, 20), GREY, max_pixels=399)
+
+
+DEEP = {"I;16": np.uint16, "I": np.int32, "F": np.float32}
+
+
+@pytest.mark.parametrize("mode", DEEP)
+@given(st.data())
+def test_deep_grey_is_scaled_as_by_one_formula(mode, data):
+    """Whatever the pieces it is worked in: every value times 255/white, rounded, as doubles have it."""
+    most = data.draw(st.sampled_from([1, 200, 255, 256, 65535]))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    values = (rng.random((data.draw(st.integers(1, 3)), 200_000)) * most).astype(DEEP[mode])
+    values[0, 0] = most
+    image = Image.fromarray(values)
+    assert image.mode == mode
+    white = 65535 if mode == "I;16" or most > 255 else 1 if mode == "F" and most <= 1 else 255
+    expected = np.rint(values.astype(np.float64) * (255 / white)).astype(np.uint8)
+    config = ImageConfig(values.shape, 1)
+    assert np.array_equal(to_input(image, config)[0], expected)
+    assert np.array_equal(to_input(expected / 255, config)[0], expected), "and floats of 0 to 1 likewise"
+
+
+@pytest.mark.parametrize("mode", DEEP)
+def test_deep_grey_takes_little_memory(mode):
+    image = Image.fromarray(np.full((2000, 2000), 200, DEEP[mode]))
+    tracemalloc.start()
+    to_input(image, GREY)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 * 4_000_000, "bytes for a pixel, of what numpy takes"
+
+
+def test_opened_knows_the_size_and_decodes_nothing():
+    data = encoded(Image.fromarray(noise(30, 20)), "PNG")
+    damaged = data[:60] + bytes([data[60] ^ 255]) + data[61:]
+    assert opened(damaged).size == (20, 30)
+    with pytest.raises(BadImage, match="cannot be decoded"):
+        to_input(opened(damaged), GREY)
+    for form in (data, noise(30, 20), Image.fromarray(noise(30, 20))):
+        assert opened(form).size == (20, 30)
+        assert np.array_equal(to_input(opened(form), GREY), to_input(form, GREY))
+        with pytest.raises(BadImage, match="more than the limit of 599"):
+            opened(form, max_pixels=599)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from cnn_tuning.config import DataConfig, FileConfig, ImageConfig
+from cnn_tuning.data.convert import Chunk, ImageFile, convert_all
 from cnn_tuning.data.packed import PackedData
 from cnn_tuning.data.prepare import prepare
 from cnn_tuning.errors import UserError
@@ -131,6 +133,18 @@ def test_bad_images_leave_no_holes(tmp_path):
     )
 
 
+def test_names_that_are_not_utf_8(tmp_path, capsys):
+    """Their odd bytes are written as \\udc and two digits, good pictures and bad ones alike."""
+    raw = folder(tmp_path / "raw", {"a": 20, "b": 20})
+    shutil.copy(raw / "a" / "0001.png", os.fsencode(raw / "a") + b"/caf\xe9.png")
+    Path(os.fsdecode(os.fsencode(raw / "b") + b"/na\xefve.png")).write_bytes(b"broken")
+    meta = prepare(configured(), raw, tmp_path / "out", seed=0)
+    assert sum(map(sum, meta.counts.values())) == 41
+    rows = (tmp_path / "out" / "rejected.csv").read_text(encoding="utf-8").splitlines()
+    assert rows[1:] == ["b/na\\udcefve.png,not an image of a known format"]
+    assert "1 bad image left out" in capsys.readouterr().err
+
+
 def test_policy_fail_lists_all_and_keeps_the_earlier_result(tmp_path):
     raw = folder(tmp_path / "raw", {"a": 20, "b": 20})
     prepare(configured(), raw, tmp_path / "out", seed=0)
@@ -207,9 +221,43 @@ def test_no_worker_outlives_a_killed_parent(tmp_path):
         children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) == 4 and process.poll() is None
     process.send_signal(signal.SIGKILL)
-    process.wait()
-    _, alive = psutil.wait_procs(children, timeout=5)
+    # Not waited for yet: to its workers a dead parent is gone, also while it is still listed.
+    _, alive = psutil.wait_procs(children, timeout=20)
     assert alive == [] and not (tmp_path / "out").exists()
+    assert psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE
+    process.wait()
+
+
+def test_workers_that_cannot_start_are_not_called_killed(tmp_path):
+    """Without the usual guard a script is run again by its own workers, which end with an error."""
+    raw = folder(tmp_path / "raw", {"a": 150, "b": 150})
+    (tmp_path / "go.py").write_text(
+        "import sys\nfrom pathlib import Path\nfrom cnn_tuning.config import DataConfig, ImageConfig\n"
+        "from cnn_tuning.data.prepare import prepare\nfrom cnn_tuning.errors import UserError\n"
+        "config = DataConfig('made', 'image_folder', {}, (), ImageConfig((8, 8), 3))\n"
+        "out = Path(sys.argv[2]) / __name__\n"
+        "try:\n    prepare(config, Path(sys.argv[1]), out, seed=0, workers=2)\n"
+        "except UserError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, tmp_path / "go.py", raw, tmp_path], capture_output=True, text=True)
+    assert "RuntimeError" in done.stderr, "the worker says why"
+    assert "could not start" in done.stdout and "killed" not in done.stdout
+
+
+class Deadly:
+    """Ends the process that unpickles it, as the kernel does when memory runs out."""
+
+    def __reduce__(self):
+        return signal.raise_signal, (signal.SIGKILL,)
+
+
+def test_a_killed_worker_is_called_killed(tmp_path):
+    target = ImageFile(tmp_path / "images.npy", 8, ImageConfig((4, 4), 1))
+    target.create()
+    good = [Chunk("train", i, np.zeros((1, 6, 6), np.uint8), tmp_path, target) for i in range(8)]
+    with pytest.raises(UserError, match="was killed"):
+        list(convert_all(iter([*good, Deadly()]), 2))
+    assert len(list(convert_all(iter(good), 2))) == 8
 
 
 def test_a_test_split_may_lack_a_class(tmp_path):

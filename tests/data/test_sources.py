@@ -6,8 +6,10 @@ import gzip
 import hashlib
 import http.server
 import io
+import os
 import pickle
 import socket
+import struct
 import subprocess
 import sys
 import tarfile
@@ -45,6 +47,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     cuts: list[int] = []  # noqa: RUF012
     seen: list[tuple[str, str | None]] = []  # noqa: RUF012
     etag = '"one"'
+    kept = None
 
     def do_GET(self):
         asked = self.headers.get("Range")
@@ -54,8 +57,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(404)
             return
         start = 0
-        if asked and self.headers.get("If-Range") == self.etag:
+        if asked and self.etag in (self.headers.get("If-Range"), self.headers.get("If-Match")):  # of HTTP; of S3
             start = int(asked.removeprefix("bytes=").rstrip("-"))
+            if start >= len(data):  # RFC 9110, 14.1.2: nothing of what was asked for is there
+                self.send_error(416)
+                return
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         else:
@@ -67,7 +73,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(data[start:stop])
         if stop < len(data):
             self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
+            if self.kept:
+                while not self.kept(stop):  # a reset takes with it what was not read yet
+                    time.sleep(0.01)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+            else:
+                self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, *arguments):
         pass
@@ -120,6 +132,57 @@ def test_a_file_that_changed_meanwhile_starts_again(tmp_path, web):
     web.files["/1.csv"], web.etag = BODY, '"two"'
     fetch(config, tmp_path / "raw", cache=tmp_path / "cache")
     assert (tmp_path / "raw" / "1.csv").read_bytes() == BODY
+
+
+def test_a_part_that_is_whole_already_does_not_stop_the_next_fetch(tmp_path, web):
+    """As after a kill between the last byte and the file's name."""
+    web.files["/1.csv"], web.cuts[:] = BODY, [1_000_000, 0]
+    config = configured({"1.csv": BODY}, SourceConfig(web.uri))
+    with pytest.raises(UserError):
+        fetch(config, tmp_path / "raw", cache=tmp_path / "cache")
+    (part,) = (tmp_path / "cache").rglob("*.part")
+    part.write_bytes(BODY)
+    web.seen.clear()
+    fetch(config, tmp_path / "raw", cache=tmp_path / "cache")
+    assert (tmp_path / "raw" / "1.csv").read_bytes() == BODY
+    assert web.seen == [("/1.csv", f"bytes={len(BODY)}-"), ("/1.csv", None)], (
+        "the fault: asked for what is not there"
+    )
+
+
+def test_a_note_never_stands_beside_bytes_of_another_file(tmp_path, web, monkeypatch):
+    """Killed at any write of a note, the next fetch does not take an old part for one of the new file."""
+    from cnn_tuning.data import transports
+
+    old = bytes(len(BODY))
+    for killed in ("before", "after"):
+        web.files["/1.csv"], web.etag, web.cuts[:] = old, '"one"', [1_000_000, 0]
+        config = configured({"1.csv": BODY}, SourceConfig(web.uri))
+        with pytest.raises(UserError):
+            fetch(config, tmp_path / "raw", cache=tmp_path / "cache")
+        assert list((tmp_path / "cache").rglob("*.part"))
+        web.files["/1.csv"], web.etag, web.cuts[:] = BODY, '"two"', []
+        replace = Path.replace
+
+        def interrupted(self, target, replace=replace, killed=killed):
+            if killed == "after":
+                replace(self, target)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(transports.Path, "replace", interrupted)
+            fetch(config, tmp_path / "raw", cache=tmp_path / "cache")
+        fetch(config, tmp_path / "raw", cache=tmp_path / "cache")
+        assert (tmp_path / "raw" / "1.csv").read_bytes() == BODY
+        (tmp_path / "raw" / "1.csv").unlink()
+
+
+def test_members_of_one_name_in_two_folders(tmp_path, web):
+    bodies = {"a.csv": b"a", "b.csv": b"b", "c.csv": b"a"}
+    web.files |= {"/x/1.csv": b"a", "/y/1.csv": b"b"}
+    members = {"a.csv": "x/1.csv", "b.csv": "y/1.csv", "c.csv": "x/1.csv"}
+    fetch(configured(bodies, SourceConfig(web.uri, members=members)), tmp_path / "raw", cache=tmp_path / "cache")
+    assert {name: (tmp_path / "raw" / name).read_bytes() for name in bodies} == bodies
 
 
 def test_sources_are_tried_in_order_and_each_failure_is_told(tmp_path, web, capsys):
@@ -189,6 +252,54 @@ def test_a_folder_of_images_is_copied(tmp_path):
     assert (tmp_path / "raw" / "cat" / "1.png").read_bytes() == b"x"
     with pytest.raises(UserError, match="is not a folder"):
         fetch(configured({}, SourceConfig(f"file:{tmp_path}/no/"), format="image_folder"), tmp_path / "raw2")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two pictures, and ways out of the folder: to a secret, to everything, to itself, to nothing, to a pipe."""
+    folder = tmp_path / "photos"
+    (folder / "cat").mkdir(parents=True)
+    for name in ("1.png", "2.png"):
+        (folder / "cat" / name).write_bytes(b"x")
+    (tmp_path / "secret").write_text("secret")
+    links = {"secret.png": tmp_path / "secret", "all": Path("/"), "itself": folder, "gone.png": tmp_path / "no"}
+    for name, target in links.items():
+        (folder / "cat" / name).symlink_to(target)
+    os.mkfifo(folder / "cat" / "pipe.png")
+    return folder
+
+
+def test_links_in_a_folder_of_images_lead_nowhere(tmp_path, photos, capsys):
+    (tmp_path / "way").symlink_to(photos)  # the source itself may be a link: it was asked for
+    for name in ("photos", "way"):
+        config = configured({}, SourceConfig(f"file:{tmp_path}/{name}/"), format="image_folder")
+        fetch(config, tmp_path / "raw", cache=tmp_path / "cache")
+        copied = {str(p.relative_to(tmp_path / "raw")) for p in (tmp_path / "raw").rglob("*")}
+        assert copied == {"cat", "cat/1.png", "cat/2.png"}
+        told = capsys.readouterr().err
+        assert "not followed: cat/all, cat/gone.png, cat/itself, cat/pipe.png, cat/secret.png" in told
+
+
+def test_links_in_a_folder_of_images_under_the_policy_fail(tmp_path, photos):
+    source = SourceConfig(f"file:{photos}/")
+    config = configured({}, source, format="image_folder", bad_images="fail")
+    with pytest.raises(UserError, match=r"not followed: cat/all.*data.bad_images: drop"):
+        fetch(config, tmp_path / "raw", cache=tmp_path / "cache")
+    assert not any((tmp_path / "raw").iterdir())
+
+
+def test_a_folder_of_links_only_has_its_remedy(tmp_path, photos):
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "cat").symlink_to(photos / "cat")
+    config = configured({}, SourceConfig(f"file:{tmp_path}/links/"), format="image_folder")
+    with pytest.raises(UserError, match=r"empty but for links.*cp -rL"):
+        fetch(config, tmp_path / "raw", cache=tmp_path / "cache")
+
+
+def test_a_folder_that_holds_its_own_copy_is_refused(tmp_path, photos):
+    config = configured({}, SourceConfig(f"file:{tmp_path}/"), format="image_folder")
+    with pytest.raises(UserError, match="where the copy goes"):
+        fetch(config, tmp_path / "data" / "raw", cache=tmp_path / "cache")
 
 
 def test_digits_come_from_the_installed_package(tmp_path):
@@ -297,6 +408,28 @@ def test_s3_goes_on_where_it_was_interrupted(tmp_path, s3):
     (tmp_path / "b.part.json").write_text('"\\"another\\""')
     download(opener, tmp_path / "b", lambda done, total: None)
     assert (tmp_path / "b").read_bytes() == BODY, "another object: from the start"
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_cut_connection_to_s3_is_taken_up_again(tmp_path, web, monkeypatch, reset):
+    for name, value in {"AWS_ENDPOINT_URL": web.uri, "AWS_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(name, value)
+    web.files["/bucket/1.csv"], web.cuts[:] = BODY, [1_000_000, 2_000_000]
+    if reset:
+        parts = (tmp_path / "cache").rglob
+        web.kept = staticmethod(lambda sent: any(p.stat().st_size > sent - 300_000 for p in parts("*.part")))
+    config = configured({"1.csv": BODY}, SourceConfig("s3://bucket/", region="us-east-1"))
+    fetch(config, tmp_path / "raw", cache=tmp_path / "cache")
+    assert (tmp_path / "raw" / "1.csv").read_bytes() == BODY
+    assert [asked is None for _, asked in web.seen] == [True, False, False]
+
+
+@pytest.mark.parametrize("name", ["a#1.csv", "a?b.csv", "100%.csv", "a b.csv", "a+b.csv"])
+def test_s3_keys_are_taken_as_they_are(tmp_path, s3, name):
+    s3.put_object(Bucket="public", Key=f"odd?#/{name}", Body=BODY[:100])
+    config = configured({name: BODY[:100]}, SourceConfig("s3://public/odd?#/", region="us-east-1", unsigned=False))
+    fetch(config, tmp_path / "raw", cache=tmp_path / "cache")
+    assert (tmp_path / "raw" / name).read_bytes() == BODY[:100]
 
 
 @pytest.mark.parametrize(("uri", "reason"), [("s3://public/no/", "NoSuchKey"), ("s3://nobucket/", "NoSuchBucket")])

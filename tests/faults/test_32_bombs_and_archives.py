@@ -3,7 +3,10 @@
 import io
 import stat
 import struct
+import subprocess
+import sys
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 
@@ -144,6 +147,48 @@ def test_a_tar_bomb_in_its_own_long_name_header(tmp_path, place):
     refused(path, place, "bomb")
 
 
+def long_header(kind, size):
+    """The blocks of a GNU long name, or of a PAX header, that is as long as a file."""
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = kind, size
+    yield info.tobuf(tarfile.GNU_FORMAT)
+    yield from (b"n" * (1 << 20) for _ in range(size >> 20))
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+@pytest.mark.parametrize("before", [0, 1500])
+def test_a_long_header_is_not_taken_in_by_default_limits(tmp_path, place, kind, before):
+    """Also not where the members before it were many."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    path = tmp_path / "hostile.tar.gz"
+    with path.open("wb") as file:
+        for number in range(before):
+            file.write(packer.compress(tarfile.TarInfo(f"{number}").tobuf(tarfile.GNU_FORMAT)))
+        for block in long_header(kind, 64 << 20):
+            file.write(packer.compress(block))
+        file.write(packer.flush())
+    assert path.stat().st_size < 1 << 20
+    tracemalloc.start()
+    with pytest.raises(UserError, match="bomb"):
+        extract(path, place)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20, "of 64 MiB that tarfile, which keeps headers as Python's bytes, wanted"
+    assert {p.name for p in place.parent.iterdir()} == {"canary"}
+
+
+def test_a_name_too_long_for_the_disk_and_headers_without_end(tmp_path, place):
+    refused(tar_of(tmp_path, (member("n" * 300), b"x")), place, "name that is too long", max_ratio=1e9)
+    chain = b"".join(
+        tarfile.TarInfo.tobuf(info, tarfile.GNU_FORMAT) + bytes(512)
+        for info in [member("././@LongLink", tarfile.GNUTYPE_LONGNAME)] * 900
+        if not setattr(info, "size", 1)
+    )
+    path = tmp_path / "hostile.tar.gz"
+    path.write_bytes(zlib.compress(chain, wbits=31))
+    refused(path, place, "damaged", max_ratio=1e9)
+
+
 def test_an_encrypted_zip(tmp_path, place):
     path = tmp_path / "hostile.zip"
     with zipfile.ZipFile(path, "w") as archive:
@@ -172,18 +217,60 @@ def png_bomb(width, height):
 
 @pytest.mark.parametrize("size", [(12_000, 12_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
 def test_an_image_bomb_is_refused_by_its_header(size):
-    import tracemalloc
-
     bomb = png_bomb(*size)
     assert len(bomb) < 300
     if size[0] < 13_000:
         assert Image.open(io.BytesIO(bomb)).size == size, "the header is a real one"
-    tracemalloc.start()
     with pytest.raises(BadImage, match="limit"):
         to_input(bomb, ImageConfig((28, 28), 1))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 5 << 20, "nothing was decoded"
+
+
+# Prints what becomes of each file, and by how many MiB at most the process grew: Pillow's memory is not Python's,
+# and ru_maxrss of a new process begins with that of its parent.
+GROWTH = """
+import re, sys
+from pathlib import Path
+from cnn_tuning.config import ImageConfig
+from cnn_tuning.data.images import BadImage, to_input
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) >> 10
+def outcome(data, **limit):
+    try:
+        to_input(data, ImageConfig((28, 28), 1), **limit)
+        return "decoded"
+    except BadImage as error:
+        return str(error)
+outcome(b"?")
+before = peak()
+for path in sys.argv[2:]:
+    print(outcome(Path(path).read_bytes(), max_pixels=int(sys.argv[1])))
+print(peak() - before)
+"""
+
+
+def growth(most, *paths):
+    done = subprocess.run([sys.executable, "-c", GROWTH, str(most), *paths], capture_output=True, text=True)
+    *outcomes, mebibytes = done.stdout.splitlines()
+    return outcomes, int(mebibytes)
+
+
+def test_a_whole_bomb_is_not_decoded_before_it_is_refused(tmp_path):
+    """Pictures of 20 megapixels that are all there, so that a decoder could take them in."""
+    image = Image.new("L", (5000, 4000), 7)
+    kinds: dict = {kind: {} for kind in ("PNG", "JPEG", "GIF")}
+    kinds |= {"TIFF": {"compression": "tiff_deflate"}, "WEBP": {"method": 0}, "AVIF": {"speed": 10}}
+    for kind, options in kinds.items():
+        image.save(tmp_path / kind, kind, **options)
+    png = (tmp_path / "PNG").read_bytes()
+    head = struct.pack("<HHHBBBBHHII", 0, 1, 1, 0, 0, 0, 0, 1, 8, len(png), 22)
+    (tmp_path / "ICO").write_bytes(head + png)
+    assert Image.open(tmp_path / "ICO").format == "ICO", "Pillow itself would take it, and decode it on opening"
+    outcomes, grown = growth(1_000_000, *(tmp_path / kind for kind in [*kinds, "ICO"]))
+    assert all("5000×4000 pixels, more than the limit" in outcome for outcome in outcomes[:-1]), outcomes
+    assert "not an image of a known format" in outcomes[-1]
+    assert grown < 10, "nothing is decoded"
+    outcomes, grown = growth(100_000_000, tmp_path / "PNG")
+    assert outcomes == ["decoded"] and grown > 17, "the measure shows it where it is"
 
 
 def test_the_limit_is_about_the_picture_not_the_array():

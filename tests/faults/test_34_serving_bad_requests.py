@@ -90,7 +90,7 @@ JSON_CASES: dict[str, tuple[bytes, str]] = {
     "two forms at once": (b'{"inputs": [], "instances": []}', "exactly one"),
     "neither form": (b'{"params": {"top_k": 1}}', "exactly one"),
     "deep nesting": (b'{"inputs": ' + b"[" * 90_000, "nested too deeply"),
-    "huge integer": (b'{"inputs": [[[' + b"9" * 5000 + b"]]]}", "send"),
+    "huge integer": (b'{"inputs": [[[' + b"9" * 5000 + b"]]]}", "too many digits"),
     "inputs is text": (b'{"inputs": "abc"}', "list of images"),
     "wrong column": (json.dumps({"dataframe_records": [{"picture": TEXT}]}).encode(), "'picture'"),
     "wrong column of inputs": (json.dumps({"inputs": {"img": [TEXT]}}).encode(), "'img'"),
@@ -178,6 +178,40 @@ def test_bad_request_is_refused_in_one_line(server: servers.Live, name: str) -> 
     assert reply.status == status, reply.text
     servers.assert_one_line(reply.text)
     assert words in reply.json["error"]
+
+
+def _together(count: int, side: int) -> bytes:
+    """Return a request of pictures that are all there, `side` × `side` each."""
+    return _inputs(*[base64.b64encode(servers.png(np.zeros((side, side), np.uint8))).decode()] * count)
+
+
+@pytest.mark.parametrize("form", ["pictures", "bombs", "arrays"])
+def test_many_images_may_hold_no_more_pixels_than_one(server: servers.Live, form: str) -> None:
+    """Each is within `max_pixels`; the sum is known from their heads, before any is decoded."""
+    body = {
+        "pictures": _together(3, 600),
+        # Their data ends early: an answer of 400 would show that one was decoded.
+        "bombs": _inputs(*[base64.b64encode(_bomb(1000, 1000)[:60]).decode()] * 8),
+        "arrays": _inputs([[0] * 15_000], [[0] * 15_000], _png_of(990)),
+    }[form]
+    reply = server.ask("/invocations", body, JSON)
+    assert reply.status == 413, reply.text
+    servers.assert_one_line(reply.text)
+    assert "pixels in all: send at most 1000000 pixels a request" in reply.json["error"]
+
+
+def _png_of(side: int) -> str:
+    return base64.b64encode(servers.png(np.zeros((side, side), np.uint8))).decode()
+
+
+def test_many_images_within_the_limit_are_answered(server: servers.Live) -> None:
+    reply = server.ask("/invocations", _together(2, 600), JSON)
+    assert reply.status == 200 and len(reply.json["predictions"]) == 2
+
+
+def test_one_image_over_the_limit_is_named_by_its_row(server: servers.Live) -> None:
+    reply = server.ask("/invocations", _inputs(TEXT, _png_of(1100)), JSON)
+    assert reply.status == 400 and "row 1: 1100×1100 pixels, more than the limit" in reply.json["error"]
 
 
 def test_wrong_method(server: servers.Live) -> None:

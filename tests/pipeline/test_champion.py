@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import json
 import os
 import signal
 import time
@@ -14,8 +13,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import free_port
 from PIL import Image
+from project import free_port
 
 from cnn_tuning.data.packed import PackedData
 
@@ -26,7 +25,7 @@ URI = "models:/digits-classifier@champion"
 def pictures(digits):
     """The first test images as PNG, with what `evaluate` answered for them."""
     test = PackedData.open(digits.path / "data/prepared").split("test")
-    lines = digits.text("results/evaluation/predictions.csv").splitlines()[1:]
+    lines = digits.text(f"results/evaluation/{digits.champion}/predictions.csv").splitlines()[1:]
     rows = list(csv.DictReader(lines))[:20]
     encoded = []
     for image in test.images[:20]:
@@ -98,4 +97,4 @@ def test_commands_that_find_no_model_say_so_in_a_line(digits):
         told = digits.run("cnn-tuning", *command, "--model", "models:/nothing@champion", fails=True)
         assert "Traceback" not in told
         assert "nothing" in told
-    assert json.loads(digits.text("results/evaluation/registration.json"))["promoted"]
+    assert digits.champion

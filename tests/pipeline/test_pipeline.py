@@ -13,7 +13,7 @@ import pytest
 import yaml
 from project import Project
 
-STAGES = ("configure", "fetch", "preprocess", "train", "evaluate")
+STAGES = {"configure", "fetch", "preprocess", "train", "ablate", "tune", "evaluate"}
 
 
 def ran(printed: str) -> list[str]:
@@ -21,16 +21,62 @@ def ran(printed: str) -> list[str]:
 
 
 def test_one_command_gives_model_metrics_report_and_champion(digits):
-    assert ran(digits.printed) == list(STAGES)
+    assert set(ran(digits.printed)) == STAGES
+    assert ran(digits.printed)[-1] == "evaluate"
     metrics = json.loads(digits.text("results/evaluation/metrics.json"))
-    test = metrics["test"]
-    assert test["accuracy"] > 0.95
-    assert test["accuracy_low"] < test["accuracy"] < test["accuracy_high"]
     registered = json.loads(digits.text("results/evaluation/registration.json"))
-    assert registered["version"] == "1"
-    assert registered["promoted"] is True
-    for name in ("mistakes", "confusion", "learning_curves", "calibration"):
-        assert (digits.path / f"results/evaluation/{name}.png").read_bytes()[:4] == b"\x89PNG"
+    for number, model in enumerate(("baseline", "tuned"), start=1):
+        test = metrics[model]["test"]
+        assert test["accuracy"] > 0.95
+        assert test["accuracy_low"] < test["accuracy"] < test["accuracy_high"]
+        assert registered[model]["version"] == str(number)
+        for name in ("mistakes", "confusion", "learning_curves", "calibration"):
+            assert (digits.path / f"results/evaluation/{model}/{name}.png").read_bytes()[:4] == b"\x89PNG"
+    assert registered["baseline"]["promoted"] is True
+    gain = metrics["comparison"]
+    assert gain["gain"] == pytest.approx(
+        metrics["tuned"]["test"]["accuracy"] - metrics["baseline"]["test"]["accuracy"]
+    )
+    assert gain["gain_low"] <= gain["gain"] <= gain["gain_high"]
+    assert registered["tuned"]["promoted"] is (gain["gain"] > 0 and gain["mcnemar_p"] < 0.05)
+    assert "McNemar p =" in registered["tuned"]["reason"]
+
+
+def test_what_the_ablation_concludes_is_told_and_recorded(digits):
+    verdicts = digits.text("results/ablation/dropout/verdicts.txt").splitlines()
+    assert len(verdicts) == 3  # three arms against the reference
+    for verdict in verdicts:
+        assert verdict in digits.printed
+    with sqlite3.connect(digits.path / "mlflow.db") as store:
+        kinds = dict(
+            store.execute(
+                "select t.value, count(*) from tags t join runs r using (run_uuid) "
+                "where t.key = 'cnn_tuning.kind' and r.status = 'FINISHED' group by t.value"
+            ).fetchall()
+        )
+        parents = store.execute(
+            "select count(distinct p.value) from tags p join tags k using (run_uuid) "
+            "where p.key = 'mlflow.parentRunId' and k.key = 'cnn_tuning.kind' and k.value = 'arm'"
+        ).fetchone()
+    assert (kinds["arm"], kinds["ablate"], kinds["tune"], kinds["evaluate"]) == (12, 1, 1, 2)
+    assert kinds["refit"] >= 1
+    assert parents == (1,)
+
+
+def test_what_the_search_found_is_told_and_recorded(digits):
+    best = json.loads(digits.text("results/search/best.json"))
+    rows = list(csv.DictReader(digits.text("results/search/trials.csv").splitlines()))
+    assert len(rows) == 8
+    assert best
+    recipe = json.loads(digits.text("models/tuned/recipe.json"))
+    assert recipe["trainer"]["max_epochs"] == 12  # the experiment's own, not the trials'
+    with sqlite3.connect(digits.path / "mlflow.db") as store:
+        left = store.execute("select count(*) from runs where status = 'RUNNING'").fetchone()
+        trials = store.execute(
+            "select count(*) from tags where key = 'cnn_tuning.kind' and value = 'trial'"
+        ).fetchone()
+    assert left == (0,)
+    assert trials[0] >= 8
 
 
 def test_history_measures_training_and_validation_on_the_same_footing(digits):
@@ -52,7 +98,8 @@ def test_the_summary_says_what_came_out_and_what_to_do_next(digits):
     assert "95 % interval" in told
     assert "results/evaluation/report.html" in told
     assert "models:/digits-classifier/1" in told
-    assert told.count("\n") < 14
+    assert "tuned or baseline" in told
+    assert told.count("\n") < 20
 
 
 def test_show_prints_the_lineage_of_the_champion(digits):
@@ -69,8 +116,11 @@ def test_show_prints_the_lineage_of_the_champion(digits):
 
 def test_dvc_metrics_and_plots_read_what_the_stages_wrote(digits):
     assert "test.accuracy" in digits.run("dvc", "metrics", "show")
-    digits.run("dvc", "plots", "show", "-o", "plots")
+    told = digits.run("dvc", "plots", "show", "-o", "plots")
+    assert "failed" not in told
     page = digits.text("plots/index.html")
+    for picture in ("results_ablation_plots_dropout-arms.png", "results_search_plots_history.png"):
+        assert picture in page
     assert "vega" in page.lower()
 
 
@@ -80,6 +130,10 @@ def again(digits, tmp_path_factory) -> Project:
     path = tmp_path_factory.mktemp("again") / "project"
     shutil.copytree(digits.path, path, symlinks=True)
     return Project.at(path)
+
+
+# What is tried on the baseline alone.
+ALONE = "experiment: digits\nseed: 0\nablation: none\nsearch: none\n"
 
 
 def test_a_second_run_computes_nothing_and_a_comment_neither(again):
@@ -93,26 +147,29 @@ def test_a_second_run_computes_nothing_and_a_comment_neither(again):
 
 
 def test_a_changed_value_reruns_exactly_what_uses_it(again):
-    (again.path / "params.yaml").write_text("experiment: digits\nseed: 0\nmodel: {dropout: dense}\n")
-    assert ran(again.repro()) == ["configure", "train", "evaluate"]
-    registered = json.loads(again.text("results/evaluation/registration.json"))
-    assert registered["version"] == "2"
+    (again.path / "params.yaml").write_text(ALONE)
+    assert set(ran(again.repro())) == {"configure", "ablate", "tune", "evaluate"}
+    (again.path / "params.yaml").write_text(ALONE + "model: {dropout: dense}\n")
+    assert set(ran(again.repro())) == {"configure", "train", "ablate", "tune", "evaluate"}
+    registered = json.loads(again.text("results/evaluation/registration.json"))["baseline"]
     # Two models of the same quality on 359 images: the gate stays shut, and says with which figures.
     assert registered["promoted"] is False
     assert "McNemar p =" in registered["reason"]
-    assert "model.dropout" in again.run("cnn-tuning", "show", "models:/digits-classifier/2")
+    version = registered["version"]
+    assert "model.dropout" in again.run("cnn-tuning", "show", f"models:/digits-classifier/{version}")
+    before = again.run("cnn-tuning", "show", "models:/digits-classifier@champion")
+    assert not before.startswith(f"models:/digits-classifier/{version} ")
+    promoted = again.run("cnn-tuning", "promote", f"models:/digits-classifier/{version}")
+    assert f"version {version} now" in promoted
     shown = again.run("cnn-tuning", "show", "models:/digits-classifier@champion")
-    assert shown.startswith("models:/digits-classifier/1 ")
-    assert "version 2 now" in again.run("cnn-tuning", "promote", "models:/digits-classifier/2")
-    shown = again.run("cnn-tuning", "show", "models:/digits-classifier@champion")
-    assert shown.startswith("models:/digits-classifier/2 ")
+    assert shown.startswith(f"models:/digits-classifier/{version} ")
     assert "promoted by hand; before: not promoted" in shown
-    assert "Traceback" not in again.run("cnn-tuning", "promote", "models:/digits-classifier/9", fails=True)
-    (again.path / "params.yaml").write_text("experiment: digits\nseed: 0\nevaluation: {calibration_bins: 10}\n")
+    assert "Traceback" not in again.run("cnn-tuning", "promote", "models:/digits-classifier/99", fails=True)
+    (again.path / "params.yaml").write_text(ALONE + "evaluation: {calibration_bins: 10}\n")
     # Back to the first model: the run cache gives it without training.
     printed = again.repro()
     assert "Stage 'train' is cached" in printed
-    assert ran(printed) == ["configure", "evaluate"]
+    assert set(ran(printed)) == {"configure", "evaluate"}
 
 
 def test_verify_trains_again_to_the_same_bytes_and_notices_a_change(again):

@@ -37,11 +37,11 @@ def test_the_report_reads_from_top_to_bottom(digits, browser, tmp_path, width, h
     assert said == []
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
     sizes = page.eval_on_selector_all("img", "all => all.map(i => [i.complete, i.naturalWidth, i.alt])")
-    assert len(sizes) == 4
+    assert len(sizes) == 8  # four of each model
     assert all(complete and natural > 100 and alt for complete, natural, alt in sizes)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     text = page.inner_text("body")
-    for part in ("test images are classified correctly", "95 % interval", "Confusion matrix", "data digest"):
+    for part in ("the baseline on the test split", "95 % interval", "Confusion matrix", "data digest"):
         assert part in text
     page.screenshot(path=tmp_path / "report.png", full_page=True)
     assert (tmp_path / "report.png").stat().st_size > 20_000

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from project import free_port
 
 LAUNCH = """
 import json, sys
@@ -195,13 +196,6 @@ def _wait(live: Live, seconds: float) -> None:
         except OSError:
             time.sleep(0.1)
     raise AssertionError(f"the server did not start:\n{live.log.read_text()}")
-
-
-def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def assert_one_line(text: str) -> None:

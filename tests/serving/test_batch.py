@@ -130,10 +130,25 @@ def test_odd_names(predictor: Predictor, folder: Path, tmp_path: Path) -> None:
     for name in names:
         Path(os.fsdecode(bytes(odd) + b"/" + name)).write_bytes(picture)
     assert predict_folder(predictor, str(odd), tmp_path / "out.csv") == Summary(5, 0)
-    assert {Path(row["path"]).name for row in _read(tmp_path / "out.csv")} >= {"a,b.png", 'q"uote.png', "é.png"}
+    assert {Path(row["path"]).name for row in _read(tmp_path / "out.csv")} >= {
+        "a,b.png",
+        'q"uote.png',
+        "é.png",
+        "\\udcff.png",
+    }
 
 
-def test_mistakes_leave_nothing_behind(predictor: Predictor, folder: Path, tmp_path: Path) -> None:
+def test_mistakes_leave_nothing_behind(
+    predictor: Predictor, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = 0
+
+    def counted(image: bytes) -> np.ndarray:
+        nonlocal read
+        read += 1
+        return Predictor.prepare(predictor, image)
+
+    monkeypatch.setattr(predictor, "prepare", counted)
     out = tmp_path / "out" / "predictions.csv"
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -144,10 +159,31 @@ def test_mistakes_leave_nothing_behind(predictor: Predictor, folder: Path, tmp_p
         (empty, out, 1, "no files"),
         (folder, out, 11, "from 1 to 10"),
         (folder, blocked / "predictions.csv", 1, "cannot be written"),
+        (folder, empty, 1, "is a folder"),
     ]:
         with pytest.raises(UserError, match=words):
             predict_folder(predictor, str(source), target, top_k=top_k)
-    assert not out.exists() and not list(out.parent.glob(".*"))
+    assert not out.exists() and not list(out.parent.glob(".*")) and not list(empty.iterdir())
+    assert read == 0, "noticed before any picture is read"
+
+
+def test_two_runs_into_one_file_do_not_write_over_each_other(
+    predictor: Predictor, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last to end wins, with all of its rows."""
+    out, probabilities = tmp_path / "out.csv", predictor.probabilities
+    inner: list[Summary] = []
+
+    def at_the_same_time(images: np.ndarray) -> np.ndarray:
+        if not inner:
+            inner.append(Summary(0, 0))
+            inner[0] = predict_folder(predictor, str(folder / "a"), out, batch_size=1)
+            assert len(_read(out)) == 4
+        return probabilities(images)
+
+    monkeypatch.setattr(predictor, "probabilities", at_the_same_time)
+    assert predict_folder(predictor, str(folder), out, batch_size=2) == Summary(8, 2)
+    assert inner == [Summary(4, 0)] and len(_read(out)) == 10
 
 
 def test_an_interrupted_run_keeps_the_old_csv(
@@ -195,6 +231,7 @@ def test_s3_prefix(
     for name, content in pictures.items():
         client.put_object(Bucket=s3, Key=f"set/{name}", Body=content)
     client.put_object(Bucket=s3, Key="set/folder/", Body=b"")
+    client.put_object(Bucket=s3, Key="odd?#/a#1?.png", Body=pictures["a/0.png"])
     client.put_object(Bucket=s3, Key="other/x.png", Body=b"not asked for")
     assert predict_folder(predictor, f"s3://{s3}/set/", tmp_path / "s3.csv", batch_size=3) == Summary(8, 2)
     predict_folder(predictor, str(folder), tmp_path / "local.csv", batch_size=3)
@@ -202,6 +239,7 @@ def test_s3_prefix(
     assert {
         row["path"].removeprefix(f"s3://{s3}/set/"): row["label"] for row in _read(tmp_path / "s3.csv")
     } == local
+    assert predict_folder(predictor, f"s3://{s3}/odd?#/", tmp_path / "odd.csv") == Summary(1, 0)
     for uri, words in [
         ("s3://missing-bucket/x", "NoSuchBucket"),
         (f"s3://{s3}/nothing/", "no files"),

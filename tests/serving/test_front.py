@@ -221,6 +221,19 @@ def test_damaged_weights_are_not_served(bundle: Path, tmp_path: Path) -> None:
     assert "SHA-256 differs" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "text", ["", "flavors: [", "flavors: 3", "\x00", "flavors: {python_function: {artifacts: 1}}"]
+)
+def test_a_damaged_mlflow_model_is_one_line(tmp_path: Path, text: str) -> None:
+    from cnn_tuning.errors import UserError
+    from cnn_tuning.serving.server import find
+
+    (tmp_path / "MLmodel").write_text(text)
+    with pytest.raises(UserError, match="MLmodel: damaged") as caught:
+        find(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
 def test_find_knows_every_way_to_name_a_model(
     bundle: Path, mlflow_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

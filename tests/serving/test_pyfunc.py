@@ -137,6 +137,8 @@ sys.path.append(os.environ["PACKAGES"])
 import mlflow, pandas as pd
 model = mlflow.pyfunc.load_model(sys.argv[1])
 import cnn_tuning
+import cnn_tuning.models.lab_cnn  # found through the package: its folder is not on the path any more
+assert not any(place.startswith(sys.argv[1]) for place in sys.path), sys.path
 texts = json.load(open(sys.argv[1] + "/serving_input_example.json"))["dataframe_split"]["data"]
 answer = model.predict(pd.DataFrame(texts, columns=["image"]), params={"top_k": 2}).to_dict("records")
 modules = sorted({name.partition(".")[0] for name in sys.modules})
@@ -189,6 +191,26 @@ def test_the_models_own_code_comes_before_an_installed_package(mlflow_model: Pat
     )
     assert done.returncode == 0, done.stderr
     assert Path(json.loads(done.stdout.splitlines()[-1])["package"]).is_relative_to(mlflow_model / "code")
+
+
+def test_a_loaded_model_is_not_in_the_way_of_other_processes(mlflow_model: Path, tmp_path: Path) -> None:
+    """A model carries a part of the package; children that got its folder first would miss the rest."""
+    import mlflow
+    from PIL import Image
+
+    from cnn_tuning.config import DataConfig, ImageConfig
+    from cnn_tuning.data.prepare import prepare
+
+    path = list(sys.path)
+    mlflow.pyfunc.load_model(str(mlflow_model))
+    assert sys.path == path
+    for label in ("a", "b"):
+        (tmp_path / "raw" / label).mkdir(parents=True)
+        for number in range(150):
+            Image.new("L", (4, 4), number).save(tmp_path / "raw" / label / f"{number}.png")
+    config = DataConfig(name="made", format="image_folder", files={}, sources=(), image=ImageConfig((4, 4), 1))
+    meta = prepare(config, tmp_path / "raw", tmp_path / "out", seed=0, workers=2)
+    assert sum(map(sum, meta.counts.values())) == 300
 
 
 def test_colour_model(tmp_path: Path) -> None:

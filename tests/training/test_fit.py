@@ -89,12 +89,6 @@ def test_a_split_read_through_the_memory_map_gives_the_same_weights(packed, reci
     assert same(here.network, mapped.network)
 
 
-def test_a_loss_that_is_no_longer_finite_is_said(packed, recipe, tmp_path):
-    wild = patch(recipe, {"optimizer.learning_rate": 1e30, "trainer.max_epochs": 2})
-    with pytest.raises(UserError, match=r"no longer finite at step \d+: lower optimizer.learning_rate"):
-        fit(wild, packed, state_folder=tmp_path)
-
-
 def test_a_network_too_deep_for_the_pictures_is_said(packed, recipe, tmp_path):
     deep = patch(recipe, {"model.architecture": "resnet9", "model.arguments": {}})
     with pytest.raises(UserError, match="does not fit pictures of"):

@@ -21,6 +21,7 @@ from cnn_tuning.config.values import (
     Value,
     assign,
     compose_groups,
+    drop_unchosen,
     name_options,
     read_overrides,
     read_params,
@@ -88,27 +89,59 @@ def compose(overrides: Sequence[str] = (), *, params: Path | None = PARAMS, conf
     Raises:
         UserError: names every mistake, each with its place and the nearest valid name.
     """
-    if not (conf / "config.yaml").is_file():
-        raise UserError(f"no {conf}/config.yaml here: run this in the project's top folder")
-    problems: list[str] = []
-    choices: dict[str, Choices] = {}
-    values: list[Value] = []
-    if params is not None:
-        split(read_params(params), conf, choices, values)
-    for place, tree in read_overrides(overrides):
-        split((place, tree, {}), conf, choices, values)
-    tree = with_defaults(Config, compose_groups(choices, conf, problems))
-    places: dict[str, str] = {}
-    for value in values:
-        assign(tree, value, places, problems)
-    resolved = resolve(tree, problems)
-    name_options(resolved, conf, problems)
-    config = validated(Config, resolved, problems, places)
+    config, problems = _composed(Config, overrides, params, conf)
     if config is not None:
         problems += check_variants(config)
     if problems or config is None:
         raise report(problems)
     return with_references(config)
+
+
+def compose_sections(kind: type[Section], overrides: Sequence[str] = ()) -> Section:
+    """Compose only the sections that the dataclass `kind` declares: mistakes in others stop nothing.
+
+    Raises:
+        UserError: names every mistake in these sections, and overrides of others.
+    """
+    config, problems = _composed(kind, overrides, PARAMS, CONF)
+    if problems or config is None:
+        raise report(problems)
+    return config
+
+
+def _composed(
+    kind: type[Section], overrides: Sequence[str], params: Path | None, conf: Path
+) -> tuple[Section | None, list[str]]:
+    """Return the sections of `kind`, None if they are wrong, and all mistakes."""
+    if not (conf / "config.yaml").is_file():
+        raise UserError(f"no {conf}/config.yaml here: run this in the project's top folder")
+    wanted, every = sections_of(kind), sections_of(Config)
+    # Not asked for, but what is may be changed by the one and named after the other.
+    behind = wanted | {"experiment", "data"}
+    problems: list[str] = []
+    choices: dict[str, Choices] = {}
+    values: list[Value] = []
+    if params is not None:
+        split(read_params(params), conf, choices, values)
+    if wanted != every:
+        values = [value for value in values if value.path[0] in wanted]
+        choices = {group: choice for group, choice in choices.items() if group in behind}
+    for place, tree in read_overrides(overrides):
+        if wanted != every and not set(tree) <= behind:
+            problems.append(f"{place}: not among {', '.join(sorted(wanted))}, which this command reads")
+        split((place, tree, {}), conf, choices, values)
+    tree = compose_groups(choices, conf, problems)
+    drop_unchosen(tree)
+    with_defaults(Config, tree)
+    places: dict[str, str] = {}
+    for value in values:
+        assign(tree, value, places, problems)
+    if wanted != every:
+        tree = {name: tree[name] for name in behind if name in tree}
+    resolved = resolve(tree, problems)
+    name_options(resolved, conf, problems)
+    own = resolved if wanted == every else {name: resolved[name] for name in wanted if name in resolved}
+    return validated(kind, own, problems, places), problems
 
 
 def lock_text(config: Config) -> str:

@@ -279,10 +279,14 @@ class QuestionConfig:
 
 @dataclass(frozen=True)
 class AblationConfig:
-    """The questions to settle; `workers` processes train arms side by side on this machine."""
+    """The questions to settle; `workers` processes train arms side by side on this machine.
+
+    `confidence`: of all intervals of one question together.
+    """
 
     __pydantic_config__ = _STRICT
     questions: dict[str, QuestionConfig] = field(default_factory=dict)
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     workers: Count = 1
 
 

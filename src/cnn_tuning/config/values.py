@@ -154,6 +154,13 @@ def compose_groups(choices: Mapping[str, Choices], conf: Path, problems: list[st
     return OmegaConf.to_container(composed, resolve=False)  # type: ignore[return-value]
 
 
+def drop_unchosen(tree: dict[str, Any]) -> None:
+    """Forget, in place, what an experiment changes in ablations that are not chosen."""
+    questions = tree.get("ablation", {}).get("questions", {})
+    for name in [name for name, question in questions.items() if "factors" not in question]:
+        del questions[name]
+
+
 def with_defaults(kind: Any, tree: dict[str, Any]) -> dict[str, Any]:
     """Return the tree with what a YAML may leave out, so that it can be set by name all the same."""
     types = get_type_hints(kind)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
 import re
 import shutil
 import stat
+import struct
 import tarfile
 import tempfile
 import zipfile
@@ -25,9 +27,15 @@ MAX_FILES = 5_000_000
 MAX_RATIO = 200.0
 
 _SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-# Headers, padding and long names of a tar may be decompressed on top of what its members hold.
-_TAR_OVERHEAD = 1 << 20
-_TAR_OVERHEAD_PER_FILE = 4096
+# What a tar may hold besides its members' bytes: headers, padding, long names. The reader keeps in memory
+# what stands before a member; all of it together grows with the members that were met.
+_TAR_GAP = 1 << 20
+_TAR_OVERHEAD_PER_FILE = 8192
+# What zipfile and tarfile raise for bytes that are none of theirs.
+_DAMAGED = (
+    *(zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, struct.error),
+    *(NotImplementedError, ValueError, RecursionError),
+)
 
 
 def is_archive(path: Path) -> bool:
@@ -64,17 +72,15 @@ def extract(
             out.rmdir()
         work.chmod(0o755)
         work.rename(out)
-    except (
-        zipfile.BadZipFile,
-        tarfile.TarError,
-        EOFError,
-        zlib.error,
-        lzma.LZMAError,
-        NotImplementedError,
-    ) as error:
-        raise UserError(f"{archive}: damaged or not a zip or tar archive ({error})") from None
+    except _DAMAGED as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"{archive}: damaged or not a zip or tar archive ({reason})") from None
     except (FileExistsError, NotADirectoryError, IsADirectoryError):
         raise UserError(f"{archive}: refused: the same name appears twice") from None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise UserError(f"{archive}: refused: holds a name that is too long for this file system") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -127,11 +133,13 @@ def _extract_zip(archive: Path, work: Path, budget: _Budget) -> None:
 
 def _extract_tar(archive: Path, work: Path, budget: _Budget) -> None:
     with _decompressed(archive) as stream:
-        overhead = _TAR_OVERHEAD + _TAR_OVERHEAD_PER_FILE * min(budget.max_files, 1 << 20)
-        capped = _Capped(stream, budget, budget.limit + overhead)
+        capped = _Capped(stream, budget)
         with tarfile.open(fileobj=capped, mode="r|", errorlevel=2) as file:
-            for member in file:
-                budget.add(member.size if member.isreg() else 0)
+            while (member := file.next()) is not None:
+                file.members.clear()  # type: ignore[attr-defined]  # all names would stay in memory
+                size = member.size if member.isreg() else 0
+                budget.add(size)
+                capped.member(size)
                 place = budget.place(member.name, work)
                 if member.isdir():
                     place.mkdir(parents=True, exist_ok=True)
@@ -164,10 +172,16 @@ def _decompressed(archive: Path) -> Iterator[IO[bytes]]:
 
 
 class _Capped(io.RawIOBase):
-    """A stream that ends in a refusal after `limit` bytes: also what tarfile reads for itself counts."""
+    """A tar's stream, which ends in a refusal where it holds more than the members met so far account for."""
 
-    def __init__(self, stream: IO[bytes], budget: _Budget, limit: int) -> None:
-        self._stream, self._budget, self._left = stream, budget, limit
+    def __init__(self, stream: IO[bytes], budget: _Budget) -> None:
+        self._stream, self._budget = stream, budget
+        self._taken, self._until = 0, _TAR_GAP
+
+    def member(self, size: int) -> None:
+        """Let the bytes of a member pass, whose head was just read."""
+        earned = self._budget.bytes + _TAR_OVERHEAD_PER_FILE * self._budget.files
+        self._until = min(self._taken + size, earned) + _TAR_GAP
 
     def read(self, size: int = -1) -> bytes:
         size = 1 << 16 if size < 0 else size
@@ -175,9 +189,9 @@ class _Capped(io.RawIOBase):
             data = self._stream.read(size)
         except (OSError, ValueError) as error:
             raise tarfile.ReadError(str(error)) from None
-        self._left -= len(data)
-        if self._left < 0:
-            raise self._budget.refuse("unpacks to more than its limit (an archive bomb?)")
+        self._taken += len(data)
+        if self._taken > self._until:
+            raise self._budget.refuse("its headers unpack to more than a member's may (an archive bomb?)")
         return data
 
 

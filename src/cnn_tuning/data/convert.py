@@ -11,7 +11,6 @@ import math
 import multiprocessing
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import psutil
 
 from cnn_tuning.config import ImageConfig
 from cnn_tuning.data.images import BadImage, to_input
@@ -204,6 +202,7 @@ def convert_all(chunks: Iterator[Chunk], workers: int) -> Iterator[Converted]:
     # Not fork: the caller may have threads (torch, tracking), and a forked lock stays locked.
     context = multiprocessing.get_context("forkserver")
     pool = ProcessPoolExecutor(workers, context, initializer=_end_with_parent)
+    first = pool.submit(os.getpid)
     under_way: deque[Future[Converted]] = deque()
     try:
         for chunk in chunks:
@@ -213,7 +212,11 @@ def convert_all(chunks: Iterator[Chunk], workers: int) -> Iterator[Converted]:
         while under_way:
             yield under_way.popleft().result()
     except BrokenProcessPool:
-        raise UserError("a preprocessing worker was killed (out of memory?): use fewer workers") from None
+        if first.done() and first.exception() is None:
+            remedy = "close other programs, or run `taskset -c 0 dvc repro preprocess`"
+            raise UserError(f"a preprocessing worker was killed (out of memory?): {remedy}") from None
+        seen = "what they printed above says why (nothing there: out of memory)"
+        raise UserError(f"the preprocessing workers could not start: {seen}") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -223,9 +226,10 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
 
     def wait() -> None:
-        # By its number, not its sentinel: that is a pipe of the fork server, which other code may close.
-        while parent is not None and parent.pid is not None and psutil.pid_exists(parent.pid):
-            time.sleep(1)
-        os._exit(1)
+        # A pipe that the kernel closes with the parent: unlike its number it is not used again, and a parent
+        # that is dead but not yet waited for counts as dead.
+        if parent is not None:
+            parent.join()
+            os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

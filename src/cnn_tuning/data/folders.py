@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ _IMAGE_SUFFIXES = frozenset((
     ".webp", ".avif", ".ppm", ".pgm", ".pbm", ".ico", ".jp2", ".pcx", ".heic",
 ))
 # fmt: on
+_LINK = "a symbolic link"
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ def read_folder(root: Path, classes: tuple[str, ...] | None) -> Folder:
     """List `train/CLASS/…`, `valid/CLASS/…`, `test/CLASS/…`, or `CLASS/…` alone, in sorted order.
 
     Images may lie deeper below their class. Hidden files and folders are passed over; a folder that holds
-    nothing but one other folder (as archives often do) is entered. `classes`: null for the folders' names.
+    nothing but one other folder (as archives often do) is entered. Symbolic links are not followed, wherever
+    they lead: they are among the rejected. `classes`: null for the folders' names.
     """
     root = _entered(root)
     folders = _folders(root)
@@ -49,34 +53,58 @@ def read_folder(root: Path, classes: tuple[str, ...] | None) -> Folder:
             "one folder a split (train, valid, test) or one a class"
         )
     if named and "train" not in named:
-        raise UserError(f"{root}: has {', '.join(f.name for f in named.values())} but no train folder")
+        links = _links(list(_strays(root, root)))
+        raise UserError(f"{root}: has {', '.join(f.name for f in named.values())} but no train folder{links}")
     parts = {k: named[k] for k in ("train", "val", "test") if k in named} if named else {"train": root}
-    rejected = [
-        (str(p.relative_to(root)), "not in a class folder")
-        for folder in {root, *parts.values()}
-        for p in folder.iterdir()
-        if p.is_file() and p.suffix.lower() in _IMAGE_SUFFIXES
-    ]
-    names = classes or tuple(sorted({f.name for part in parts.values() for f in _folders(part)}))
-    if not names:
-        raise UserError(f"{root}: no class folders: expected CLASS/image.png or train/CLASS/image.png")
-    unknown = sorted({f.name for part in parts.values() for f in _folders(part)} - set(names))
-    if unknown:
-        raise UserError(f"{root}: folders {', '.join(unknown)} are not among data.classes: add or remove them")
+    rejected = [item for folder in {root, *parts.values()} for item in _strays(folder, root)]
+    names = _class_names(root, list(parts.values()), classes, rejected)
     splits: dict[str, tuple[Sequence[str], np.ndarray]] = {}
     for split, part in parts.items():
         paths: list[str] = []
         labels: list[int] = []
         for label, name in enumerate(names):
-            for path in _files(part / name):
+            for path, reason in _files(part / name):
                 relative = str(path.relative_to(root))
-                if path.is_symlink():
-                    rejected.append((relative, "a symbolic link"))
+                if reason:
+                    rejected.append((relative, reason))
                     continue
                 paths.append(relative)
                 labels.append(label)
+        if not paths and split != "train":
+            raise UserError(f"{part}: no images in it{_links(rejected)}: add some, or take the folder away")
         splits[split] = paths, np.array(labels, dtype=np.int64)
     return Folder(root, names, splits, tuple(sorted(rejected)))
+
+
+def _class_names(
+    root: Path, parts: Sequence[Path], classes: tuple[str, ...] | None, rejected: Sequence[tuple[str, str]]
+) -> tuple[str, ...]:
+    found = sorted({f.name for part in parts for f in _folders(part)})
+    if not classes and not found:
+        expected = "expected CLASS/image.png or train/CLASS/image.png"
+        raise UserError(f"{root}: no class folders{_links(rejected)}: {expected}")
+    unknown = sorted(set(found) - set(classes or found))
+    if unknown:
+        raise UserError(f"{root}: folders {', '.join(unknown)} are not among data.classes: add or remove them")
+    odd = [name for name in found if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)]
+    if odd:
+        named = os.fsencode(odd[0])
+        raise UserError(f"{root}: folder {named!r}: a class's name is UTF-8 without control characters: rename it")
+    return classes or tuple(found)
+
+
+def _strays(folder: Path, root: Path) -> Iterator[tuple[str, str]]:
+    for path in folder.iterdir():
+        image = path.suffix.lower() in _IMAGE_SUFFIXES
+        if path.is_symlink() and (image or path.is_dir()) and not _hidden(path.name):
+            yield str(path.relative_to(root)), _LINK
+        elif image and path.is_file():
+            yield str(path.relative_to(root)), "not in a class folder"
+
+
+def _links(rejected: Sequence[tuple[str, str]]) -> str:
+    count = sum(reason == _LINK for _, reason in rejected)
+    return f" ({count} symbolic link{'s' if count > 1 else ''}, not followed)" if count else ""
 
 
 def _entered(root: Path) -> Path:
@@ -90,20 +118,24 @@ def _entered(root: Path) -> Path:
 
 
 def _folders(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_dir() and not p.is_symlink() and not _hidden(p))
+    return sorted(p for p in path.iterdir() if p.is_dir() and not p.is_symlink() and not _hidden(p.name))
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    if not folder.is_dir():
+def _files(folder: Path) -> Iterator[tuple[Path, str | None]]:
+    """Give each file below with the reason why it is none to read, or None."""
+    if folder.is_symlink() or not folder.is_dir():
         return
-    for path in sorted(folder.iterdir()):
-        if _hidden(path):
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        path = folder / entry.name
+        if _hidden(entry.name):
             continue
-        if path.is_dir() and not path.is_symlink():
+        if entry.is_symlink():
+            yield path, _LINK
+        elif entry.is_dir():
             yield from _files(path)
         else:
-            yield path
+            yield path, None if entry.is_file() else "not a regular file"
 
 
-def _hidden(path: Path) -> bool:
-    return path.name.startswith(".") or path.name in ("__MACOSX", "Thumbs.db", "desktop.ini")
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")

@@ -73,19 +73,35 @@ def _read(config: DataConfig, root: Path, found: dict[str, str]) -> RawData:
         folder: Folder = read_folder(root, config.classes)
         splits = {name: RawSplit(paths, labels) for name, (paths, labels) in folder.splits.items()}
         return RawData(folder.classes, splits, found, folder.root, folder.rejected)
-    arrays = _readers()[config.format](config, root)
+    arrays = _arrays(config, root)
     if "train" not in arrays:
         raise UserError(f"{root}: no training images among {', '.join(arrays) or 'nothing'}")
-    classes = config.classes or tuple(str(i) for i in range(max(int(y.max()) for _, y in arrays.values()) + 1))
-    splits = {}
-    for name, (images, labels) in arrays.items():
-        bad = np.flatnonzero((labels < 0) | (labels >= len(classes)))
+    most = len(config.classes) if config.classes else len(arrays["train"][1])
+    for name, (_, labels) in arrays.items():
+        bad = np.flatnonzero((labels < 0) | (labels >= most))
         if len(bad):
-            raise UserError(
-                f"{root}: {name} image {bad[0]} has label {labels[bad[0]]}, expected 0 to {len(classes) - 1}"
-            )
-        splits[name] = RawSplit(images, labels.astype(np.int64))
+            why = "" if config.classes else f" ({most} training images make at most {most} classes)"
+            place = f"{root}: {name} image {bad[0]} has label {labels[bad[0]]}"
+            raise UserError(f"{place}, expected 0 to {most - 1}{why}")
+    highest = max(int(labels.max()) for _, labels in arrays.values())
+    classes = config.classes or tuple(str(i) for i in range(highest + 1))
+    splits = {name: RawSplit(images, labels.astype(np.int64)) for name, (images, labels) in arrays.items()}
     return RawData(classes, splits, found, root)
+
+
+def _arrays(config: DataConfig, root: Path) -> Arrays:
+    try:
+        return _readers()[config.format](config, root)
+    except UserError as error:
+        # What a damaged file says of itself may be a page long.
+        raise UserError(_short(error)) from None
+    except (ValueError, OverflowError, MemoryError) as error:
+        raise UserError(f"{root}: not readable as {config.format}: {_short(error)}") from None
+
+
+def _short(error: Exception, most: int = 400) -> str:
+    text = (str(error) or type(error).__name__).splitlines()[0]
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _readers() -> dict[str, Callable[[DataConfig, Path], Arrays]]:

@@ -7,6 +7,9 @@ it imports nothing but numpy, Pillow and the configuration.
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
@@ -26,37 +29,58 @@ _RESAMPLING = {
 }
 
 
+MAX_PIXELS = 50_000_000
+_PIECE = 1 << 18
+
+
 class BadImage(UserError):
     """A picture that cannot become an input; the text is a short reason."""
 
 
 def to_input(
-    image: bytes | np.ndarray | Image.Image, config: ImageConfig, *, max_pixels: int = 50_000_000
+    image: bytes | np.ndarray | Image.Image, config: ImageConfig, *, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
     """Return the picture as the network sees it, uint8 C×H×W; one that already fits passes bit for bit.
 
     Arrays are H×W or H×W×C (C = 1, 2, 3, 4: grey, grey + alpha, RGB, RGBA), integers in [0, 255] or floats in
     [0, 1]. Pictures are turned by their EXIF orientation, laid over `config.background` where transparent,
-    and of an animation the first frame counts. Raises `BadImage` and nothing else for bad input; the size
-    is checked before anything is decoded.
+    and of an animation the first frame counts. A PIL image is loaded in place, a JPEG perhaps at a fraction
+    of its size. Raises `BadImage` and nothing else for bad input; the size is checked before anything is decoded.
     """
-    if isinstance(image, np.ndarray):
-        image = _from_array(image, max_pixels)
-    try:
-        if not isinstance(image, Image.Image):
-            image = _opened(image, config, max_pixels)
-        _check_size(image.size, max_pixels)
+    with _refusing():
+        image = opened(image, max_pixels=max_pixels)
+        if config.interpolation != "nearest":
+            # A large JPEG is decoded at a fraction of its size: faster, and still at least twice what is needed.
+            side = 2 * max(config.size)
+            image.draft(None, (side, side))
         image.load()
-        image = _resized(_to_channels(_upright(image), config), config)
-        pixels = np.asarray(image)
+        pixels = np.asarray(_resized(_to_channels(_upright(image), config), config))
+    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+
+def opened(image: bytes | np.ndarray | Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return a picture that `to_input` takes, its size known and nothing of it decoded; raises `BadImage`."""
+    with _refusing():
+        if isinstance(image, np.ndarray):
+            image = _from_array(image, max_pixels)
+        elif not isinstance(image, Image.Image):
+            image = _recognised(image, max_pixels)
+        _check_size(image.size, max_pixels)
+        return image
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turn whatever Pillow raises into `BadImage`: its readers raise nearly anything for damaged bytes."""
+    try:
+        yield
     except BadImage:
         raise
     except MemoryError:
         raise BadImage("not enough memory to decode") from None
-    except Exception as error:  # Pillow's decoders raise nearly anything for damaged bytes
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadImage(f"cannot be decoded: {reason[:120]}") from None
-    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -67,22 +91,16 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise BadImage(f"{width}×{height} pixels, more than the limit of {max_pixels}")
 
 
-def _opened(data: bytes, config: ImageConfig, max_pixels: int) -> Image.Image:
+def _recognised(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise BadImage("zero bytes")
     Image.init()  # `formats` may only name plugins that are loaded
     try:
-        image = Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in Image.OPEN])
+        return Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in Image.OPEN])
     except Image.DecompressionBombError:
         raise BadImage(f"more pixels than the limit of {max_pixels}") from None
     except Image.UnidentifiedImageError:
         raise BadImage("not an image of a known format") from None
-    _check_size(image.size, max_pixels)
-    if config.interpolation != "nearest":
-        # A large JPEG is decoded at a fraction of its size: faster, and still at least twice what is needed.
-        side = 2 * max(config.size)
-        image.draft(None, (side, side))
-    return image
 
 
 def _from_array(array: np.ndarray, max_pixels: int) -> Image.Image:
@@ -94,7 +112,7 @@ def _from_array(array: np.ndarray, max_pixels: int) -> Image.Image:
             raise BadImage("array holds NaN or infinity")
         if array.min() < 0 or array.max() > 1:
             raise BadImage(f"float array spans {array.min():g} to {array.max():g}: expected 0 to 1")
-        array = np.rint(array.astype(np.float64) * 255)
+        array = _scaled(array, 255)
     elif array.dtype.kind not in "ui":
         raise BadImage(f"array of type {array.dtype}: expected uint8, or floats in 0 to 1")
     elif array.dtype != np.uint8 and (array.min() < 0 or array.max() > 255):
@@ -136,15 +154,25 @@ def _to_channels(image: Image.Image, config: ImageConfig) -> Image.Image:
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
     """Scale deep grey to 8 bits; the white of modes I and F is the least of 1 (F), 255, 65535 that fits."""
-    values = np.asarray(image, dtype=np.float64)
-    low, high = values.min(), values.max()
-    if not np.isfinite(values).all() or low < 0 or high > 65535:
+    values = np.asarray(image)
+    low, high = float(values.min()), float(values.max())  # NaN, where there is one
+    if not (math.isfinite(low) and math.isfinite(high)) or low < 0 or high > 65535:
         raise BadImage(f"{image.mode} pixels span {low:g} to {high:g}: expected 8-bit or 16-bit grey")
     if image.mode == "F" and high <= 1:
         white = 1.0
     else:
         white = 255.0 if image.mode in ("I", "F") and high <= 255 else 65535.0
-    return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
+    return Image.fromarray(_scaled(values, 255 / white))
+
+
+def _scaled(values: np.ndarray, factor: float) -> np.ndarray:
+    """Return `values` times `factor`, rounded, as uint8; piece by piece, as doubles take eight bytes a pixel."""
+    scaled = np.empty(values.shape, np.uint8)
+    flat, target = values.reshape(-1), scaled.reshape(-1)
+    for start in range(0, flat.size, _PIECE):
+        piece = flat[start : start + _PIECE].astype(np.float64)
+        target[start : start + _PIECE] = np.rint(piece * factor)
+    return scaled
 
 
 def _resized(image: Image.Image, config: ImageConfig) -> Image.Image:

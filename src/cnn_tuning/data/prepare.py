@@ -143,17 +143,18 @@ def _judge(
     rejected: Sequence[tuple[str, str]],
 ) -> None:
     """Apply the policy on bad images; refuse data in which they leave a class without training images."""
+    count = f"{len(rejected)} bad image{'' if len(rejected) == 1 else 's'}"
     listed = "".join(f"\n  {path}: {reason}" for path, reason in rejected[:_SHOWN])
     if len(rejected) > _SHOWN:
         listed += f"\n  and {len(rejected) - _SHOWN} more"
     if rejected and config.bad_images == "fail":
-        raise UserError(f"{len(rejected)} bad images (data.bad_images: drop would leave them out):{listed}")
+        raise UserError(f"{count} (data.bad_images: drop would leave them out):{listed}")
     if rejected:
-        print(f"preprocess: {len(rejected)} bad images left out, see rejected.csv", file=sys.stderr)
+        print(f"preprocess: {count} left out, see rejected.csv", file=sys.stderr)
     bare = [name for name, n in zip(classes, counts["train"], strict=True) if n == 0]
     bare += [f"{split} split" for split in SPLITS if sum(counts[split]) == 0]
     if bare:
-        raise UserError(f"nothing left in {', '.join(bare)} without {len(rejected)} bad images:{listed}")
+        raise UserError(f"nothing left in {', '.join(bare)} without {count}:{listed}")
 
 
 def _statistics(tally: _Tally, pixels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -165,7 +166,8 @@ def _statistics(tally: _Tally, pixels: int) -> tuple[tuple[float, ...], tuple[fl
 
 
 def _write_rejected(path: Path, rejected: Sequence[tuple[str, str]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    # A byte of a name that is not UTF-8 is written as \udc and its two hexadecimal digits.
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("path", "reason"))
         writer.writerows(sorted(rejected))

@@ -54,7 +54,7 @@ def fetch(config: DataConfig, out: Path, *, cache: Path = Path(".sources")) -> d
                 if config.files:
                     _fetch_files(config, source, out, cache, origin, bar)
                 else:
-                    origin |= _copy_folder(source, out)
+                    origin |= _copy_folder(config, source, out)
         except (SourceError, UserError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             if isinstance(error, OSError) and error.errno in _FATAL:
                 place = error.filename or f"{out} or {cache}"
@@ -138,7 +138,8 @@ def _fetch_files(
 def _obtained(source: SourceConfig, member: str, held: Path, report: Report, most: int | None) -> Path:
     """Return a local file with the source's bytes, below `held` where they were fetched or unpacked."""
     scheme, _, rest = source.uri.partition(":")
-    target = held / Path(member).name
+    # Members of different folders may have the same name.
+    target = held / f"{hashlib.sha256(member.encode()).hexdigest()[:8]}-{Path(member).name}"
     if scheme in ("file", "package"):
         if scheme == "file":
             rest = rest.removeprefix("//")
@@ -189,19 +190,37 @@ def _write_idx(pixels: np.ndarray, labels: np.ndarray, target: Path, name: str) 
         file.write(np.ascontiguousarray(body).data)
 
 
-def _copy_folder(source: SourceConfig, out: Path) -> dict[str, str]:
+def _copy_folder(config: DataConfig, source: SourceConfig, out: Path) -> dict[str, str]:
+    """Copy a folder's plain files; links and pipes, which may lead anywhere, are as bad images (`bad_images`)."""
     scheme, _, rest = source.uri.partition(":")
     folder = Path(rest.removeprefix("//")).expanduser()
     if scheme != "file":
         raise SourceError("without data.files only file:FOLDER/ can be read: name files and their digests")
     if not folder.is_dir():
         raise SourceError(f"{folder} is not a folder")
-    if not any(folder.iterdir()):
-        raise SourceError(f"{folder} is empty")
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise SourceError(f"{folder} holds {out}, where the copy goes: move the images to a folder of their own")
+    left: list[str] = []
+
+    def ignored(directory: str, names: list[str]) -> list[str]:
+        odd = [name for name in names if not _is_plain(Path(directory) / name)]
+        left.extend(str((Path(directory) / name).relative_to(folder)) for name in sorted(odd))
+        return odd
+
     work = out.with_name(f".{out.name}.new")
     shutil.rmtree(work, ignore_errors=True)
     try:
-        shutil.copytree(folder, work)
+        shutil.copytree(folder, work, ignore=ignored)
+        listed = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
+        links = f"links or special files, not followed: {listed}"
+        if left and config.bad_images == "fail":
+            raise SourceError(f"{links} (data.bad_images: drop would leave them out)")
+        if not any(work.iterdir()):
+            raise SourceError(
+                f"{folder} is empty" + (f" but for {links}: `cp -rL` makes files of them" if left else "")
+            )
+        if left:
+            print(f"fetch: {source.uri}: {links}", file=sys.stderr)
         shutil.rmtree(out)
         work.rename(out)
     except shutil.Error as error:
@@ -209,6 +228,10 @@ def _copy_folder(source: SourceConfig, out: Path) -> dict[str, str]:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return {"": source.uri}
+
+
+def _is_plain(path: Path) -> bool:
+    return not path.is_symlink() and (path.is_file() or path.is_dir())
 
 
 @contextmanager

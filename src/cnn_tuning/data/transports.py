@@ -11,10 +11,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from cnn_tuning.config import SourceConfig
 from cnn_tuning.data.digests import sha256_of
@@ -53,13 +52,15 @@ def download(open_at: Opener, target: Path, report: Report, max_bytes: int | Non
         begin = part.stat().st_size if part.exists() and note.exists() else 0
         try:
             validator = json.loads(note.read_text()) if begin else None
-        except ValueError:  # a note cut by a kill: nothing says that the part is of the same file
+        except ValueError:  # a damaged note: nothing says that the part is of the same file
             begin, validator = 0, None
         try:
             with open_at(begin, validator) as reply:
                 if reply.offset not in (0, begin):
                     raise SourceError(f"asked from byte {begin}, got byte {reply.offset}")
-                note.write_text(json.dumps(reply.validator))
+                if reply.offset == 0:  # before the note, which must not stand beside bytes of another file
+                    part.unlink(missing_ok=True)
+                _write_note(note, reply.validator)
                 _append(reply, part, report, max_bytes)
             break
         except _Interrupted as broken:
@@ -68,6 +69,12 @@ def download(open_at: Opener, target: Path, report: Report, max_bytes: int | Non
                 raise SourceError(str(broken)) from None
     part.replace(target)
     note.unlink(missing_ok=True)
+
+
+def _write_note(note: Path, validator: str | None) -> None:
+    new = note.with_name(f"{note.name}.new")
+    new.write_text(json.dumps(validator))
+    new.replace(note)
 
 
 class _Interrupted(Exception):
@@ -100,11 +107,13 @@ def https(url: str) -> Opener:
         import httpx
 
         headers = {"Accept-Encoding": "identity"}
-        if offset and validator:
-            headers |= {"Range": f"bytes={offset}-", "If-Range": validator}
+        rest = {"Range": f"bytes={offset}-", "If-Range": validator} if offset and validator else {}
         timeout = httpx.Timeout(READ_S, connect=CONNECT_S)
         try:
-            with httpx.stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as answer:
+            with httpx.Client(timeout=timeout, follow_redirects=True) as client, ExitStack() as stack:
+                answer = stack.enter_context(client.stream("GET", url, headers=headers | rest))
+                if rest and answer.status_code == 416:  # nothing is left to send, or less than there is here
+                    answer = stack.enter_context(client.stream("GET", url, headers=headers))
                 if answer.status_code not in (200, 206):
                     raise SourceError(f"HTTP {answer.status_code} {answer.reason_phrase}")
                 length = answer.headers.get("Content-Length")
@@ -138,14 +147,15 @@ def _range_start(header: str) -> int:
 
 def s3(uri: str, source: SourceConfig) -> Opener:
     """Open `s3://bucket/key`; a partial file continues by Range if the ETag still matches."""
-    parts = urlsplit(uri)
+    # Not urlsplit: `#` and `?` are letters of a key like any others.
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
 
     @contextmanager
     def open_at(offset: int, validator: str | None) -> Iterator[Reply]:
         import boto3
         from botocore import UNSIGNED
         from botocore.config import Config
-        from botocore.exceptions import BotoCoreError, ClientError, IncompleteReadError
+        from botocore.exceptions import BotoCoreError, ClientError, IncompleteReadError, ResponseStreamingError
         from urllib3.exceptions import HTTPError
 
         settings = Config(
@@ -154,7 +164,7 @@ def s3(uri: str, source: SourceConfig) -> Opener:
             retries={"total_max_attempts": 1},
             **({"signature_version": UNSIGNED} if source.unsigned else {}),
         )
-        wanted: dict[str, str] = {"Bucket": parts.netloc, "Key": parts.path.lstrip("/")}
+        wanted: dict[str, str] = {"Bucket": bucket, "Key": key}
         if offset and validator:
             wanted |= {"Range": f"bytes={offset}-", "IfMatch": validator}
         try:
@@ -172,7 +182,7 @@ def s3(uri: str, source: SourceConfig) -> Opener:
         except ClientError as error:
             detail = error.response["Error"]
             raise SourceError(f"S3 {detail.get('Code')}: {detail.get('Message') or 'refused'}") from None
-        except (IncompleteReadError, HTTPError) as error:
+        except (IncompleteReadError, ResponseStreamingError, HTTPError) as error:
             raise _Interrupted(_first_line(error)) from None
         except BotoCoreError as error:
             raise SourceError(_first_line(error)) from None

@@ -16,17 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnn_tuning.config import EvaluationConfig
+from cnn_tuning.statistics import Estimate
 
 SMALLEST_PROBABILITY = 1e-12
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with the bounds of its interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
-"""What `evaluate` writes besides plots: metrics, predictions, tables, as JSON and CSV for people and DVC."""
+"""What `evaluate` writes besides plots: answers and tables, as CSV for people and DVC."""
 
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,17 @@ from numpy.typing import NDArray
 from cnn_tuning.evaluation.metrics import Metrics
 
 
-def write_tables(
-    folder: Path, metrics: Metrics, split: str, classes: Sequence[str], training: dict[str, float]
-) -> None:
-    """Write `metrics.json` (nested by split, for `dvc metrics`), `classes.csv` and `calibration.csv`."""
+def tree_of(figures: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Return `split/name` figures nested by split, as `dvc metrics` shows them."""
     tree: dict[str, dict[str, float]] = {}
-    for name, value in {**training, **metrics.flat(split)}.items():
+    for name, value in figures.items():
         part, _, metric = name.partition("/")
         tree.setdefault(part, {})[metric] = value
-    (folder / "metrics.json").write_text(json.dumps(tree, indent=2) + "\n")
+    return tree
+
+
+def write_tables(folder: Path, metrics: Metrics, classes: Sequence[str]) -> None:
+    """Write `classes.csv` and `calibration.csv`."""
     _write(folder / "classes.csv", ["class", "images", *_BOUNDS["recall"], *_BOUNDS["precision"]], [
         [name, int(metrics.confusion[i].sum()), *_row(metrics.recall[name]), *_row(metrics.precision[name])]
         for i, name in enumerate(classes)

@@ -34,7 +34,7 @@ def class_distribution(meta: Meta, path: Path) -> None:
     smallest, largest = counts["train"].min(), counts["train"].max()
     axes.set_title(
         f"{meta.name}: {total} images, {len(meta.classes)} classes (train: {smallest:,} to {largest:,} a class)",
-        fontsize=10, color=_INK, loc="left",
+        fontsize=10, color=_INK, loc="left", parse_math=False,
     )  # fmt: skip
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
@@ -51,10 +51,10 @@ def _bars(axes: Axes, names: list[str], counts: dict[str, np.ndarray], *, flat: 
             axes.barh(places + offset, values, width, label=split, color=_COLOURS[split])
     shown = [_short(name, 18) for name in names]
     if flat:
-        axes.set_xticks(places, shown, rotation=30 if max(map(len, shown)) > 6 else 0)
+        axes.set_xticks(places, shown, rotation=30 if max(map(len, shown)) > 6 else 0, parse_math=False)
         axes.set_ylabel("images")
     else:
-        axes.set_yticks(places, shown, fontsize=8)
+        axes.set_yticks(places, shown, fontsize=8, parse_math=False)
         axes.invert_yaxis()
         axes.set_xlabel("images")
         axes.margins(y=0.01)
@@ -79,13 +79,14 @@ def image_grid(data: PackedData, path: Path, seed: int) -> None:
     axes = figure.subplots()
     axes.imshow(canvas.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     middles = (np.arange(len(classes)) + 0.5) * canvas.shape[0] / len(classes)
-    axes.set_yticks(middles, [_short(meta.classes[i], 14) for i in classes], fontsize=9, color=_INK)
+    names = [_short(meta.classes[i], 14) for i in classes]
+    axes.set_yticks(middles, names, fontsize=9, color=_INK, parse_math=False)
     axes.set_xticks([])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_title(
         f"{meta.name}: training images as the network sees them, {height}×{width}×{channels}",
-        fontsize=10, color=_INK, loc="left",
+        fontsize=10, color=_INK, loc="left", parse_math=False,
     )  # fmt: skip
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

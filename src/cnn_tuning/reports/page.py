@@ -1,30 +1,21 @@
-"""`report.html`: one self-contained page from top to bottom, from the tables and pictures of `evaluate`."""
+"""What the pages share: a template of this folder and its values in, one self-contained page out."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
-
-def write_page(
-    out: Path,
-    *,
-    title: str,
-    headline: str,
-    figures: Sequence[Mapping[str, str]],
-    classes: Sequence[Mapping[str, str]],
-    pictures: Sequence[tuple[str, Path]],
-    facts: Mapping[str, str],
-) -> None:
-    """Write the page; `pictures` are (caption, PNG) and are put inside it."""
+def render(template: str, **values: object) -> str:
+    """Return a page of this folder's template; text is escaped, and a missing value is an error."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined)
-    encoded = [(caption, base64.b64encode(png.read_bytes()).decode()) for caption, png in pictures]
-    text = environment.get_template(TEMPLATE.name).render(
-        title=title, headline=headline, figures=figures, classes=classes, pictures=encoded, facts=facts
-    )
-    out.write_text(text, encoding="utf-8")
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    return environment.get_template(template).render(**values)
+
+
+def embedded(pictures: Sequence[tuple[str, Path]]) -> list[tuple[str, str]]:
+    """Return (caption, PNG in base64)."""
+    return [(caption, base64.b64encode(png.read_bytes()).decode()) for caption, png in pictures]

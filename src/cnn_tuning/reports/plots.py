@@ -46,8 +46,8 @@ def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str], out: 
     image = axes.imshow(share**0.25, cmap="Blues", vmin=0, vmax=1)
     axes.set(title="Confusion matrix, test split", xlabel="answered", ylabel="true class")
     if count <= MOST_CELLS_WITH_TEXT:
-        axes.set_xticks(range(count), classes, rotation=0 if max(map(len, classes)) < 4 else 60)
-        axes.set_yticks(range(count), classes)
+        axes.set_xticks(range(count), classes, rotation=0 if max(map(len, classes)) < 4 else 60, parse_math=False)
+        axes.set_yticks(range(count), classes, parse_math=False)
         for i, j in np.argwhere(confusion > 0):
             dark = share[i, j] ** 0.25 > 0.6
             axes.text(j, i, int(confusion[i, j]), ha="center", va="center", fontsize=8,
@@ -87,7 +87,7 @@ def mistakes(images: NDArray[np.uint8], captions: Sequence[tuple[str, str, float
         axes.axis("off")
     for axes, image, (true, answer, probability) in zip(cells, images, captions, strict=False):
         axes.imshow(image.transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=255)
-        axes.set_title(f"{answer} ({probability:.0%}), is {true}", fontsize=8, color=INK)
+        axes.set_title(f"{answer} ({probability:.0%}), is {true}", fontsize=8, color=INK, parse_math=False)
     shown = f"the {len(images)} most confident of {total}" if len(images) < total else f"all {total}"
     figure.suptitle(f"Mistakes on the test split: {shown}" if total else "No mistakes on the test split")
     _save(figure, out)

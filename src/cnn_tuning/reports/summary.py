@@ -16,27 +16,34 @@ NEXT = (
 
 
 def print_summary(results: Path) -> None:
-    """Print result, time and places; raises `UserError` where there is no evaluation yet."""
+    """Print results, time and places; raises `UserError` where there is no evaluation yet."""
     from rich.console import Console
     from rich.table import Table
 
     try:
-        metrics = json.loads((results / "evaluation/metrics.json").read_text())["test"]
+        metrics = json.loads((results / "evaluation/metrics.json").read_text())
         registered = json.loads((results / "evaluation/registration.json").read_text())
         training = json.loads((results / "training/training.json").read_text())
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: run `dvc repro` first") from None
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    confidence = f"{100 * registered['confidence']:g} %"
-    low, high = metrics["accuracy_low"], metrics["accuracy_high"]
-    table.add_row(
-        "test accuracy", f"[bold]{metrics['accuracy']:.2%}[/] ({confidence} interval {low:.2%} to {high:.2%})"
-    )
+    for name, registration in registered.items():
+        test, level = metrics[name]["test"], f"{100 * registration['confidence']:g} % interval"
+        low, high = test["accuracy_low"], test["accuracy_high"]
+        figures = f"test accuracy [bold]{test['accuracy']:.2%}[/] ({level} {low:.2%} to {high:.2%})"
+        table.add_row(name, f"{figures}; {_model(registration)}")
+    if "comparison" in metrics:
+        table.add_row("tuned or baseline", _verdict(metrics["comparison"]))
     seconds = training["seconds"]
     speed = f"{training['samples_per_second']:,} samples/s on {training['device']}"
     table.add_row("training", f"{seconds['train']:.1f} s, {speed}")
-    table.add_row("report", str(results / "evaluation/report.html"))
-    table.add_row("model", _model(registered))
+    for verdicts in sorted(results.glob("ablation/*/verdicts.txt")):
+        for sentence in verdicts.read_text().splitlines():
+            table.add_row(f"ablation {verdicts.parent.name}", sentence)
+    reports = [
+        path for name in ("evaluation", "search", "ablation") if (path := results / name / "report.html").exists()
+    ]
+    table.add_row("reports", ", ".join(map(str, reports)))
     commands = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     if "VIRTUAL_ENV" not in os.environ:
         commands.add_row("[bold]source .venv/bin/activate[/]", "once in this terminal, then:")
@@ -49,6 +56,11 @@ def print_summary(results: Path) -> None:
     console.print(commands)
 
 
+def _verdict(comparison: dict[str, float]) -> str:
+    gain, low, high = (100 * comparison[name] for name in ("gain", "gain_low", "gain_high"))
+    return f"{gain:+.2f} points [{low:.2f}, {high:.2f}], McNemar p = {comparison['mcnemar_p']:.2g}"
+
+
 def _model(registered: dict[str, object]) -> str:
     delivered = Path(str(registered["spool"])) / f"{registered['run']}.delivery.json"
     if "version" not in registered and delivered.is_file():  # by a later `cnn-tuning sync`
@@ -57,4 +69,4 @@ def _model(registered: dict[str, object]) -> str:
     if "version" not in registered:
         return f"{registered['model']}: not registered yet (the store was away); deliver it with `cnn-tuning sync`"
     name = f"models:/{registered['model']}/{registered['version']}"
-    return f"{name}, {registered['alias']}" if registered.get("promoted") else f"{name}; {registered['reason']}"
+    return f"{name}, {registered['alias'] if registered.get('promoted') else 'not promoted'}"

@@ -7,6 +7,7 @@ in memory. The CSV appears under its name only when it is complete.
 from __future__ import annotations
 
 import csv
+import secrets
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,17 +37,22 @@ def predict_folder(
 ) -> Summary:
     """Write one CSV row per file of `source`: path, label, index, probability, further answers, error.
 
+    A byte of a file's name that is not UTF-8 is written as `\\udc` and its two hexadecimal digits.
+
     Raises:
         UserError: there is no such source, it holds nothing, or `out` cannot be written; nothing is left behind.
     """
     top_k = check_top_k(top_k, len(predictor.classes))
     if batch_size < 1:
         raise UserError(f"batch size {batch_size}: give at least 1")
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder: give the name of a CSV file to --out")
     pictures = open_source(source)
-    partial = out.with_name(f".{out.name}.partial")
+    # Beside `out`, so that it can take its place at once, under a name that no other run writes to.
+    partial = out.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        file = partial.open("w", newline="", encoding="utf-8", errors="backslashreplace")
+        file = partial.open("x", newline="", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}): give another --out") from None
     try:
@@ -54,7 +60,7 @@ def predict_folder(
             summary = _write(predictor, pictures, csv.writer(file), top_k, batch_size)
         partial.replace(out)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
+        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from None
     finally:
         partial.unlink(missing_ok=True)
     return summary

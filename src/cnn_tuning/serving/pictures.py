@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from cnn_tuning.data.images import BadImage
 from cnn_tuning.errors import UserError
@@ -81,8 +80,9 @@ class Bucket:
         import boto3
         from botocore.config import Config
 
-        parts = urlsplit(uri)
-        self.name, self.bucket, self.prefix = uri, parts.netloc, parts.path.lstrip("/")
+        # Not urlsplit: `#` and `?` are letters of a key like any others.
+        self.bucket, _, self.prefix = uri.removeprefix("s3://").partition("/")
+        self.name = uri
         if not self.bucket:
             raise UserError(f"{uri}: no bucket; give s3://bucket/prefix")
         settings = Config(

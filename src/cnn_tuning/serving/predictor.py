@@ -6,19 +6,24 @@ a batch of the same size gives the same bits everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 
-from cnn_tuning.data.images import BadImage, to_input
+from cnn_tuning.data.images import MAX_PIXELS, BadImage, opened, to_input
 from cnn_tuning.models import bundle as bundles
 
 # Images in one pass through the network: memory stays bounded however many are asked for.
 BATCH = 256
-MAX_PIXELS = 50_000_000
+
+# An encoded picture, an array H×W or H×W×C, or one that is open.
+Picture = bytes | np.ndarray | Image.Image
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,8 @@ class Predictor:
         """Return the class names by index."""
         return self.specification.classes
 
-    def prepare(self, image: bytes | np.ndarray) -> np.ndarray:
-        """Return an encoded picture, or an array H×W or H×W×C, as the network's input: uint8 C×H×W.
+    def prepare(self, image: Picture) -> np.ndarray:
+        """Return a picture as the network's input: uint8 C×H×W.
 
         Raises:
             BadImage: it is not a readable picture, or has more than `max_pixels`.
@@ -71,22 +76,23 @@ class Predictor:
             logits = self.network(torch.from_numpy(np.array(images)))
             return torch.softmax(logits.float(), dim=1).numpy()
 
-    def predict(self, images: Sequence[bytes | np.ndarray], top_k: int = 1) -> list[Prediction]:
-        """Return one prediction per image (see `prepare` for what an image is).
+    def predict(self, images: Sequence[Picture], top_k: int = 1) -> list[Prediction]:
+        """Return one prediction per image.
 
         Raises:
             BadImage: names the row of the first unreadable image.
         """
         return self.choose(self.probabilities(self.prepare_all(images)), top_k)
 
-    def prepare_all(self, images: Sequence[bytes | np.ndarray]) -> np.ndarray:
+    def open_all(self, images: Sequence[Picture]) -> list[Image.Image]:
+        """Return images for `prepare_all`, their sizes known and nothing decoded; `BadImage` names the row."""
+        return [_of_row(row, opened, image, max_pixels=self.max_pixels) for row, image in enumerate(images)]
+
+    def prepare_all(self, images: Sequence[Picture]) -> np.ndarray:
         """Return images as one array N×C×H×W, uint8; `BadImage` names the row."""
         prepared = np.empty((len(images), *self.specification.shape), np.uint8)
         for row, image in enumerate(images):
-            try:
-                prepared[row] = self.prepare(image)
-            except BadImage as error:
-                raise BadImage(f"row {row}: {error}") from None
+            prepared[row] = _of_row(row, self.prepare, image)
         return prepared
 
     def choose(self, probabilities: np.ndarray, top_k: int = 1) -> list[Prediction]:
@@ -97,3 +103,10 @@ class Predictor:
     def _prediction(self, row: np.ndarray, best: np.ndarray) -> Prediction:
         choices = tuple(Choice(self.classes[index], int(index), float(row[index])) for index in best)
         return Prediction(choices[0].label, choices[0].index, choices[0].probability, choices)
+
+
+def _of_row(row: int, work: Callable[..., Result], image: Picture, **options: Any) -> Result:
+    try:
+        return work(image, **options)
+    except BadImage as error:
+        raise BadImage(f"row {row}: {error}") from None

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import io
 import shutil
+import sys
 import tempfile
 import uuid
 from dataclasses import asdict
@@ -67,7 +68,9 @@ class ImageClassifier(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load the network."""
-        self.predictor = Predictor(Path(context.artifacts["bundle"]))
+        bundle = Path(context.artifacts["bundle"])
+        self.predictor = Predictor(bundle)
+        _forget_code(bundle.parents[1])
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -108,6 +111,16 @@ def save(bundle: Path, out: Path, example: np.ndarray) -> None:
             mlflow_model=_identity(carried, package),
         )
     _drop_local_paths(out / "MLmodel")
+
+
+def _forget_code(model: Path) -> None:
+    """Take the model's code out of `sys.path` again, where MLflow has put it first.
+
+    What is imported stays, and its submodules are found through it. Left there, the folder would reach every
+    process that this one starts, and hide the whole package, of which it holds a part.
+    """
+    code = (model / "code").resolve()
+    sys.path[:] = [place for place in sys.path if not place or Path(str(place)).resolve() != code]
 
 
 def _cells(model_input: Any) -> list[Any]:

@@ -72,6 +72,11 @@ def serve(model: str, config: ServingConfig, uri: str | None = None) -> None:
     ).serve(target_loader=functools.partial(_load, served, config), wrap_loader=False)
 
 
+def is_uri(model: str) -> bool:
+    """Tell whether a model is named by a URI, for which a store is asked, and not by a folder."""
+    return ":/" in model
+
+
 def find(model: str, uri: str | None = None) -> Served:
     """Return the bundle that `model` names, downloaded for this process if it is not a folder.
 
@@ -79,7 +84,7 @@ def find(model: str, uri: str | None = None) -> Served:
         model: `models:/NAME@ALIAS`, another MLflow model URI, a saved MLflow model, or a bundle's folder.
         uri: the tracking store (default: MLFLOW_TRACKING_URI, or `mlflow.db` here).
     """
-    if ":/" in model:
+    if is_uri(model):
         return _registered(model, absolute(uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"))
     folder = Path(model)
     if not folder.is_dir():
@@ -95,8 +100,11 @@ def _inside(folder: Path, name: str, version: str) -> Served:
         raise UserError(f"{folder}: neither a bundle (model.json) nor an MLflow model (MLmodel)")
     import yaml
 
-    flavor = yaml.safe_load((folder / "MLmodel").read_text())["flavors"].get("python_function", {})
-    bundle = flavor.get("artifacts", {}).get("bundle", {}).get("path")
+    try:
+        flavor = yaml.safe_load((folder / "MLmodel").read_text())["flavors"].get("python_function", {})
+        bundle = flavor.get("artifacts", {}).get("bundle", {}).get("path")
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{folder / 'MLmodel'}: damaged: save or download the model again") from None
     if bundle is None or not (folder / bundle / "model.json").is_file():
         raise UserError(f"{folder}: an MLflow model, but not of cnn-tuning: it carries no bundle")
     return Served(folder / bundle, name, version)
@@ -126,7 +134,7 @@ def _registered(model: str, uri: str) -> Served:
             model_at = model
         downloaded = mlflow.artifacts.download_artifacts(model_at, dst_path=copy, tracking_uri=uri)
     except (MlflowException, OSError) as error:
-        reason = redact(str(error).splitlines()[0])
+        reason = redact((str(error) or type(error).__name__).splitlines()[0])
         raise UserError(f"{model}: {reason} (tracking store {redact(uri)})") from None
     return _inside(Path(downloaded), name, version or "unregistered")
 

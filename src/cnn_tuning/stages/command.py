@@ -7,7 +7,6 @@ below `--inputs` and writes below `--outputs`, so the outputs that DVC tracks st
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import click
 
 from cnn_tuning import config
 from cnn_tuning.errors import UserError
+from cnn_tuning.machine import share_cores
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,21 @@ class Place:
     def training(self) -> Path:
         """Return where `train` writes what differs from one run to the next: times, cost."""
         return Path("results/training")
+
+    @property
+    def tuned(self) -> Path:
+        """Return where `tune` writes the refitted best."""
+        return Path("models/tuned")
+
+    @property
+    def ablation(self) -> Path:
+        """Return where `ablate` writes."""
+        return Path("results/ablation")
+
+    @property
+    def search(self) -> Path:
+        """Return where `tune` writes what it tried."""
+        return Path("results/search")
 
     @property
     def evaluation(self) -> Path:
@@ -105,13 +120,12 @@ def empty_folder(folder: Path) -> None:
         raise UserError(f"{folder} cannot be written ({error.strerror}): mend its permissions first") from None
 
 
-def share_cores() -> None:
-    """Let OpenMP's threads wait at barriers without spinning for long; call it before torch is loaded.
-
-    By default they spin for so long that beside another busy process a training on all cores takes several
-    times as long; on an idle machine the difference is within the noise.
-    """
-    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+def gather_plots(out: Path) -> None:
+    """Copy the pictures below an output into its folder `plots`, which `dvc plots` shows as a whole."""
+    pictures = sorted(out.rglob("*.png"))
+    (out / "plots").mkdir()
+    for picture in pictures:
+        shutil.copyfile(picture, out / "plots" / "-".join(picture.relative_to(out).parts))
 
 
 def run_command(command: click.Command) -> None:

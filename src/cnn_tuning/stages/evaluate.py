@@ -1,14 +1,14 @@
-"""Measure the model on the test split, report, and register it: `python -m cnn_tuning.stages.evaluate`.
+"""Measure the models on the test split, compare, report and register: `python -m cnn_tuning.stages.evaluate`.
 
-The only stage that opens the test split. By hand it measures and reports below `scratch/` and registers
-nothing.
+The only stage that opens the test split. The baseline and, where there was a search, the tuned model answer the
+same images; each is registered as a version and put through the gate. By hand nothing is registered.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,16 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from cnn_tuning.config import EvaluationConfig, RegistryConfig, TrackingConfig, to_plain
+from cnn_tuning.config import EvaluationConfig, RegistryConfig, TrackingConfig, flatten, to_plain
 from cnn_tuning.data.packed import PackedData
 from cnn_tuning.errors import UserError
 from cnn_tuning.evaluation import outcome
-from cnn_tuning.evaluation.metrics import Estimate, Metrics, measure
-from cnn_tuning.reports import page, plots
+from cnn_tuning.evaluation.comparison import Comparison, compare
+from cnn_tuning.evaluation.metrics import Metrics, measure
+from cnn_tuning.evaluation.report import Section, interval, write_report
+from cnn_tuning.reports import plots
 from cnn_tuning.stages.command import Place, empty_folder, stage
-from cnn_tuning.stages.lineage import data_hash, recorded
+from cnn_tuning.stages.lineage import data_hash, prepared_data, recorded
 from cnn_tuning.tracking.gate import Gate, write_predictions
 from cnn_tuning.tracking.run import Delivery, Run
 
@@ -43,139 +45,138 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated: the model's folder, its data, its answers, and the training's own facts."""
+    """One model that is evaluated: its folder, its answers, and the facts of its training."""
 
+    name: str
     bundle: Path
-    data: PackedData
-    labels: NDArray[np.int64]
     probabilities: NDArray[np.float32]
     training: Mapping[str, Any]
     best: Mapping[str, float]
 
+    @property
+    def answers(self) -> NDArray[np.int64]:
+        """Return the index of the most probable class of each image."""
+        return self.probabilities.argmax(1)
+
 
 def run(config: EvaluateConfig, place: Place) -> None:
-    """Answer every test image once, measure, draw, log and register."""
+    """Answer every test image once with each model, measure, compare, draw, log and register."""
     out = place.outputs / place.evaluation
     empty_folder(out)
-    subject = _answer(place)
-    classes = subject.data.meta.classes
-    name = f"evaluate {subject.data.meta.name}"
-    recipe = json.loads((subject.bundle / "recipe.json").read_text())
-    settings = {"evaluation": to_plain(config.evaluation), "registry": to_plain(config.registry)}
-    params = recorded({**recipe, **settings}, place)
-    parent = subject.training.get("run")
-    with Run.start(config.tracking, name=name, kind="evaluate", params=params, parent=parent) as tracked:
-        metrics = measure(subject.probabilities, subject.labels, classes, config.evaluation, config.seed)
-        own = {k: v for k, v in subject.best.items() if "/" in k}
-        outcome.write_tables(out, metrics, SPLIT, classes, own)
-        outcome.write_answers(out / "answers.csv", subject.labels, subject.probabilities, classes)
-        _draw(out, subject, metrics, config.evaluation)
-        _write_report(out, subject, metrics, config.evaluation)
-        meta = subject.data.meta
-        digest = data_hash(place.prepared) if place.is_pipeline else meta.digest
-        tracked.log_dataset(name=meta.name, digest=digest, source=str(place.prepared), split=SPLIT)
-        tracked.log_metrics({**own, **metrics.flat(SPLIT)})
-        for file in sorted(out.iterdir()):
-            tracked.log_artifact(file, "evaluation")
-        if place.is_pipeline:
-            _register(tracked, config, subject, metrics, out, digest)
-        delivery = tracked.finish()
-    registration = {"run": tracked.key, "spool": config.tracking.spool, **_registration(delivery, config)}
-    (out / "registration.json").write_text(json.dumps(registration, indent=2) + "\n")
-    _tell(metrics, delivery, config, out)
+    data = prepared_data(place)
+    data.verify(SPLIT)
+    subjects = [_answer(place, data, "baseline", place.baseline, place.training)]
+    if (place.input(place.tuned) / "model.json").exists():
+        subjects.append(_answer(place, data, "tuned", place.tuned, place.search))
+    labels, confidence = data.split(SPLIT).labels, config.evaluation.confidence
+    measured = {
+        s.name: measure(s.probabilities, labels, data.meta.classes, config.evaluation, config.seed)
+        for s in subjects
+    }
+    comparison = compare(subjects[1].answers, subjects[0].answers, labels, confidence) if subjects[1:] else None
+    for subject in subjects:
+        _draw(out / subject.name, subject, data, measured[subject.name], config.evaluation)
+    _write_metrics(out / "metrics.json", subjects, measured, comparison)
+    deliveries = {
+        s.name: _record(config, place, data, s, measured[s.name], comparison if s.name == "tuned" else None, out)
+        for s in subjects
+    }
+    registrations = {name: _registration(delivery, config) for name, delivery in deliveries.items()}
+    (out / "registration.json").write_text(json.dumps(registrations, indent=2) + "\n")
+    _write_report(out, data, subjects, measured, comparison, registrations, config)
+    _tell(out, measured, comparison, deliveries, config)
 
 
-def _answer(place: Place) -> Subject:
+def _answer(place: Place, data: PackedData, name: str, model: Path, facts: Path) -> Subject:
     from cnn_tuning.serving.predictor import Predictor
 
-    bundle = place.input(place.baseline)
-    data = PackedData.open(place.input(place.prepared))
+    bundle = place.input(model)
     predictor = Predictor(bundle)
     if predictor.specification.data_name != data.meta.name:
         raise UserError(
             f"{bundle} was trained on {predictor.specification.data_name}, {data.path} is {data.meta.name}"
         )
-    data.verify(SPLIT)
-    test = data.split(SPLIT)
-    facts = place.input(place.training / "training.json")
     return Subject(
+        name=name,
         bundle=bundle,
-        data=data,
-        labels=test.labels,
-        probabilities=predictor.probabilities(test.images),
-        training=json.loads(facts.read_text()),
-        best=json.loads((bundle / "best.json").read_text()),
+        probabilities=predictor.probabilities(data.split(SPLIT).images),
+        training=json.loads(place.input(facts / "training.json").read_text()),
+        best={
+            k: v
+            for k, v in json.loads((bundle / "best.json").read_text()).items()
+            if "/" in k or k in ("epoch", "step")
+        },
     )
 
 
-def _draw(out: Path, subject: Subject, metrics: Metrics, config: EvaluationConfig) -> None:
-    classes = subject.data.meta.classes
-    shown = outcome.confident_mistakes(subject.labels, subject.probabilities, config.mistakes_shown)
-    predicted, confidence = subject.probabilities.argmax(1), subject.probabilities.max(1)
-    captions = [(classes[subject.labels[i]], classes[predicted[i]], float(confidence[i])) for i in shown]
-    wrong = int((predicted != subject.labels).sum())
+def _draw(out: Path, subject: Subject, data: PackedData, metrics: Metrics, config: EvaluationConfig) -> None:
+    out.mkdir()
+    classes, split = data.meta.classes, data.split(SPLIT)
+    outcome.write_tables(out, metrics, classes)
+    outcome.write_answers(out / "answers.csv", split.labels, subject.probabilities, classes)
+    shown = outcome.confident_mistakes(split.labels, subject.probabilities, config.mistakes_shown)
+    confidence = subject.probabilities.max(1)
+    captions = [(classes[split.labels[i]], classes[subject.answers[i]], float(confidence[i])) for i in shown]
+    wrong = int((subject.answers != split.labels).sum())
     plots.learning_curves(subject.bundle / "history.csv", out / "learning_curves.png")
     plots.confusion_matrix(metrics.confusion, classes, out / "confusion.png")
     plots.calibration(out / "calibration.csv", config.confidence, out / "calibration.png")
-    plots.mistakes(subject.data.split(SPLIT).images[shown], captions, wrong, out / "mistakes.png")
+    plots.mistakes(split.images[shown], captions, wrong, out / "mistakes.png")
 
 
-def _write_report(out: Path, subject: Subject, metrics: Metrics, config: EvaluationConfig) -> None:
-    meta, training = subject.data.meta, subject.training
-    bins, confidence = config.calibration_bins, metrics.confidence
-    wilson, bootstrap = "Wilson score interval", "percentile bootstrap over images"
-    figures = [
-        {"name": name, "value": _show(e, form), "interval": _interval(e, form), "how": how}
-        for name, e, form, how in (
-            ("accuracy", metrics.accuracy, ".2%", wilson),
-            ("macro F1", metrics.macro_f1, ".4f", bootstrap),
-            ("log-loss", metrics.log_loss, ".4f", bootstrap),
-            ("calibration error", metrics.calibration_error, ".4f", f"{bins} bins; {bootstrap}; biased upwards"),
-        )
-    ]
-    classes = [
-        {
-            "name": name,
-            "images": f"{metrics.confusion[i].sum():,}",
-            "recall": _show(metrics.recall[name], ".2%"),
-            "recall_interval": _interval(metrics.recall[name], ".2%"),
-            "precision": _show(metrics.precision[name], ".2%"),
-            "precision_interval": _interval(metrics.precision[name], ".2%"),
-        }
-        for i, name in enumerate(meta.classes)
-    ]
-    counts = ", ".join(f"{sum(n):,} {split}" for split, n in meta.counts.items())
-    page.write_page(
-        out / "report.html",
-        title=f"{meta.name}: evaluation",
-        headline=(
-            f"{metrics.accuracy.value:.2%} of {metrics.count:,} test images are classified correctly "
-            f"({100 * confidence:g} % interval {_interval(metrics.accuracy, '.2%')})."
-        ),
-        figures=figures,
-        classes=classes,
-        pictures=[
-            ("Mistakes, the most confident first", out / "mistakes.png"),
-            ("Confusion matrix", out / "confusion.png"),
-            ("Learning curves", out / "learning_curves.png"),
-            ("Calibration", out / "calibration.png"),
-        ],
-        facts={
-            "data": f"{meta.name}, {counts}",
-            "data digest": meta.digest,
-            "weights (SHA-256)": json.loads((subject.bundle / "model.json").read_text())["weights_sha256"],
-            "chosen epoch": f"{subject.best['epoch']} (step {subject.best['step']})",
-            "training": f"{training['seconds']['train']} s at {training['samples_per_second']:,} samples/s",
-            "device": f"{training['device']}, precision {training['precision']}, threads: {training['threads']}",
-        },
-    )
+def _write_metrics(
+    path: Path, subjects: Sequence[Subject], measured: Mapping[str, Metrics], comparison: Comparison | None
+) -> None:
+    tree: dict[str, Any] = {s.name: outcome.tree_of(_figures(s, measured[s.name])) for s in subjects}
+    if comparison is not None:
+        tree["comparison"] = comparison.flat()
+    path.write_text(json.dumps(tree, indent=2) + "\n")
+
+
+def _figures(subject: Subject, metrics: Metrics) -> dict[str, float]:
+    own = {name: value for name, value in subject.best.items() if "/" in name}
+    return {**own, **metrics.flat(SPLIT)}
+
+
+def _record(
+    config: EvaluateConfig,
+    place: Place,
+    data: PackedData,
+    subject: Subject,
+    metrics: Metrics,
+    comparison: Comparison | None,
+    out: Path,
+) -> Delivery:
+    """Log one model's evaluation as a run and, in the pipeline, register the model."""
+    name = f"evaluate {subject.name} {data.meta.name}"
+    recipe = json.loads((subject.bundle / "recipe.json").read_text())
+    settings = {"evaluation": to_plain(config.evaluation), "registry": to_plain(config.registry)}
+    # What the model was trained with, which for the tuned one is not what the configuration says.
+    params = {**recorded({**recipe, **settings}, place), **flatten(recipe)}
+    tags = {"model": subject.name}
+    parent = subject.training.get("run")
+    with Run.start(
+        config.tracking, name=name, kind="evaluate", params=params, tags=tags, parent=parent
+    ) as tracked:
+        digest = data_hash(place.prepared) if place.is_pipeline else data.meta.digest
+        tracked.log_dataset(name=data.meta.name, digest=digest, source=str(place.prepared), split=SPLIT)
+        tracked.log_metrics(_figures(subject, metrics))
+        if comparison is not None:
+            tracked.log_metrics({f"{SPLIT}/{k}": v for k, v in comparison.flat().items()})
+        for file in sorted((out / subject.name).iterdir()):
+            tracked.log_artifact(file, "evaluation")
+        if place.is_pipeline:
+            _register(tracked, config, data, subject, metrics, comparison, out / subject.name, digest)
+        return tracked.finish()
 
 
 def _register(
     tracked: Run,
     config: EvaluateConfig,
+    data: PackedData,
     subject: Subject,
     metrics: Metrics,
+    comparison: Comparison | None,
     out: Path,
     digest: str,
 ) -> None:
@@ -184,24 +185,30 @@ def _register(
     quiet_mlflow()
     from cnn_tuning.serving.pyfunc import save
 
-    meta = subject.data.meta
+    meta, split = data.meta, data.split(SPLIT)
     model, predictions = Path(".state/registering/model"), out / "predictions.csv"
     shutil.rmtree(model.parent, ignore_errors=True)
     model.parent.mkdir(parents=True)
-    save(subject.bundle, model, np.asarray(subject.data.split(SPLIT).images[0]))
-    predicted, confidence = subject.probabilities.argmax(1), subject.probabilities.max(1)
-    rows = zip(range(metrics.count), subject.labels.tolist(), predicted.tolist(), confidence, strict=True)
+    save(subject.bundle, model, np.asarray(split.images[0]))
+    confidence = subject.probabilities.max(1)
+    rows = zip(range(metrics.count), split.labels.tolist(), subject.answers.tolist(), confidence, strict=True)
     write_predictions(predictions, meta.digests[SPLIT], rows)
     registry = config.registry
+    against = f"; {comparison.sentence('the tuned model', 'the baseline')}" if comparison is not None else ""
     tracked.register(
         model,
         name=registry.model,
         alias=registry.alias,
         predictions=predictions,
         gate=Gate(registry.significance, registry.minimum_gain),
-        description=f"{meta.name}: test accuracy {metrics.accuracy.value:.2%} "
-        f"{_interval(metrics.accuracy, '.2%')}",
-        tags={"data": meta.name, "data_digest": digest, "train_run": str(subject.training.get("run"))},
+        description=f"{meta.name}, {subject.name}: test accuracy {metrics.accuracy.value:.2%} "
+        f"{interval(metrics.accuracy, '.2%')}{against}",
+        tags={
+            "data": meta.name,
+            "data_digest": digest,
+            "train_run": str(subject.training.get("run")),
+            "model": subject.name,
+        },
     )
     shutil.rmtree(model.parent, ignore_errors=True)
 
@@ -211,6 +218,8 @@ def _registration(delivery: Delivery, config: EvaluateConfig) -> dict[str, Any]:
         "model": config.registry.model,
         "alias": config.registry.alias,
         "confidence": config.evaluation.confidence,
+        "run": delivery.key,
+        "spool": config.tracking.spool,
         "uri": delivery.uri,
         "state": delivery.state,
         "run_id": delivery.run_id,
@@ -218,23 +227,48 @@ def _registration(delivery: Delivery, config: EvaluateConfig) -> dict[str, Any]:
     }
 
 
-def _tell(metrics: Metrics, delivery: Delivery, config: EvaluateConfig, out: Path) -> None:
-    accuracy = metrics.accuracy
-    click.echo(f"test/accuracy {accuracy.value:.4f} {_interval(accuracy, '.4f')}; report: {out / 'report.html'}")
-    if delivery.registered:
-        version = delivery.registered["version"]
-        click.echo(f"registered {config.registry.model} version {version}: {delivery.registered['reason']}")
-    elif delivery.message:
-        click.echo(delivery.message, err=True)
+def _write_report(
+    out: Path,
+    data: PackedData,
+    subjects: Sequence[Subject],
+    measured: Mapping[str, Metrics],
+    comparison: Comparison | None,
+    registrations: Mapping[str, Mapping[str, Any]],
+    config: EvaluateConfig,
+) -> None:
+    sections = [
+        Section(
+            name=s.name,
+            metrics=measured[s.name],
+            folder=out / s.name,
+            weights=json.loads((s.bundle / "model.json").read_text())["weights_sha256"],
+            best=s.best,
+            training=s.training,
+            registered=str(registrations[s.name].get("reason", "")),
+        )
+        for s in subjects
+    ]
+    verdict = comparison.sentence("The tuned model", "the baseline") + "." if comparison is not None else ""
+    write_report(out / "report.html", data.meta, sections, verdict, config.evaluation.calibration_bins)
 
 
-def _show(estimate: Estimate | None, form: str) -> str:
-    return format(estimate.value, form) if estimate else "–"
-
-
-def _interval(estimate: Estimate | None, form: str) -> str:
-    return f"[{estimate.low:{form}}, {estimate.high:{form}}]" if estimate else "–"
+def _tell(
+    out: Path,
+    measured: Mapping[str, Metrics],
+    comparison: Comparison | None,
+    deliveries: Mapping[str, Delivery],
+    config: EvaluateConfig,
+) -> None:
+    for name, metrics in measured.items():
+        accuracy, delivery = metrics.accuracy, deliveries[name]
+        click.echo(f"{name}: test/accuracy {accuracy.value:.4f} {interval(accuracy, '.4f')}")
+        if delivery.registered:
+            version = delivery.registered["version"]
+            click.echo(f"registered {config.registry.model} version {version}: {delivery.registered['reason']}")
+    if comparison is not None:
+        click.echo(comparison.sentence("tuned", "baseline"))
+    click.echo(f"report: {out / 'report.html'}")
 
 
 if __name__ == "__main__":
-    stage(EvaluateConfig, run, "Measure the model on the test split, write the report, and register it.")
+    stage(EvaluateConfig, run, "Measure the models on the test split, write the report, and register them.")

@@ -1,15 +1,32 @@
-"""What a run is recorded with: the whole locked configuration, and DVC's hash of its data."""
+"""What a stage starts from and is recorded with: its data, their hash, the whole locked configuration."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cnn_tuning.config import AMBIENT, LOCK, flatten
+from cnn_tuning.errors import UserError
 from cnn_tuning.stages.command import Place
+
+if TYPE_CHECKING:
+    from cnn_tuning.data.packed import PackedData
 
 # Recorded with no run: they decide no result.
 UNRECORDED = AMBIENT | {"serving"}
+
+
+def prepared_data(place: Place) -> PackedData:
+    """Return the prepared data, which must be those that were composed."""
+    from cnn_tuning.data.packed import PackedData
+
+    data = PackedData.open(place.input(place.prepared))
+    if place.data_name not in (None, data.meta.name):
+        raise UserError(
+            f"{data.path} holds {data.meta.name}, not {place.data_name}: run the stages fetch and preprocess "
+            f"with data={place.data_name}, then this one with --inputs {place.outputs}"
+        )
+    return data
 
 
 def recorded(own: dict[str, Any], place: Place) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnn_tuning.errors import UserError
+from cnn_tuning.statistics import mcnemar
 
 COLUMNS = ("index", "label", "predicted", "probability")
 MARK = "# test_split="
@@ -81,13 +82,7 @@ def read_predictions(path: Path) -> Predictions:
 
 
 def decide(challenger: Predictions, champion: Predictions, version: str, gate: Gate) -> Verdict:
-    """Compare a challenger with the champion (`version`) by McNemar's exact test on the same images.
-
-    Source: Q. McNemar, Psychometrika 12 (1947), in its exact binomial form: of the images that only one of
-    the two gets right, each model is right on half if they are equally good.
-    """
-    from scipy.stats import binomtest
-
+    """Compare a challenger with the champion (`version`) by McNemar's exact test on the same images."""
     if challenger.test_split != champion.test_split:
         return Verdict(
             False,
@@ -100,7 +95,7 @@ def decide(challenger: Predictions, champion: Predictions, version: str, gate: G
     right = {i for i, (label, predicted) in challenger.answers.items() if label == predicted}
     before = {i for i, (label, predicted) in champion.answers.items() if label == predicted}
     won, lost = len(right - before), len(before - right)
-    p = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
+    p = mcnemar(won, lost)
     gain = (won - lost) / len(truth)
     figures = (
         f"{challenger.accuracy:.2%} against {champion.accuracy:.2%} of version {version} on the same "

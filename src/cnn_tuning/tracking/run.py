@@ -34,9 +34,11 @@ _started: set[str] = set()  # by this process: the store was looked at for the f
 class Delivery:
     """Where a finished run is: in the store, or in the spool for a later `cnn-tuning sync`.
 
-    `registered` has name, alias, version, promoted and reason of a model that the run registered.
+    `key` names the run in the spool. `registered` has name, alias, version, promoted and reason of a model that
+    the run registered.
     """
 
+    key: str
     state: Literal["delivered", "spooled"]
     run_id: str | None
     uri: str
@@ -47,8 +49,10 @@ class Delivery:
 class Run:
     """One run of a stage, an arm or a trial; a context manager that ends it as it went."""
 
-    def __init__(self, config: TrackingConfig, uri: str, key: str, writer: spool.Writer) -> None:
-        self.config, self.uri, self.key = config, uri, key
+    def __init__(
+        self, config: TrackingConfig, uri: str, key: str, writer: spool.Writer, waits: bool = True
+    ) -> None:
+        self.config, self.uri, self.key, self.waits = config, uri, key, waits
         self.delivery: Delivery | None = None
         self._writer = writer
         self._began = time.time()
@@ -64,8 +68,11 @@ class Run:
         params: Mapping[str, Any],
         tags: Mapping[str, str] | None = None,
         parent: str | None = None,
+        waits: bool = True,
     ) -> Run:
         """Open a run; `params` are flat dotted values, `parent` is the key of the run that this one belongs to.
+
+        One that does not wait leaves its delivery to the background: its parent waits for all.
 
         Raises:
             UserError: the store does not answer and `config.on_unreachable` is `stop`; no spool can be written.
@@ -103,7 +110,7 @@ class Run:
             **spool.writer_identity(),
         )
         _started.add(key)
-        run = cls(config, uri, key, writer)
+        run = cls(config, uri, key, writer, waits)
         run.log_params(params)
         _start_deliverer(folder, uri)
         return run
@@ -176,6 +183,9 @@ class Run:
         self._writer.append("finish", status=status, error=redact(error))
         self._writer.close()
         _start_deliverer(self._writer.path.parent, self.uri)
+        if not self.waits:
+            self.delivery = Delivery(self.key, "spooled", None, redact(self.uri), "", None)
+            return self.delivery
         wait_s = self.config.wait_s if status == "FINISHED" else min(FAILURE_WAIT_S, self.config.wait_s)
         self.delivery = self._wait(wait_s)
         if self.delivery.state == "spooled":
@@ -207,13 +217,13 @@ class Run:
             if progress.ended and progress.offset >= size:
                 note = f" ({len(progress.rejected)} events refused: see its tags)" if progress.rejected else ""
                 message = f"run {progress.run_id} is in {written}{note}"
-                return Delivery("delivered", progress.run_id, written, message, progress.registered)
+                return Delivery(self.key, "delivered", progress.run_id, written, message, progress.registered)
             failed = progress.state == "error" and progress.failures >= 2 and progress.attempt_at > began
             if failed or time.time() - began >= wait_s:
                 why = progress.message or f"no delivery within {wait_s:g} s"
                 message = f"not delivered to {written} ({why}): kept in {self.config.spool}; "
                 return Delivery(
-                    "spooled", progress.run_id, written, message + "replay with `cnn-tuning sync`", None
+                    self.key, "spooled", progress.run_id, written, message + "replay with `cnn-tuning sync`", None
                 )
             if not said and time.time() - began > 2 and wait_s > FAILURE_WAIT_S:
                 said = True

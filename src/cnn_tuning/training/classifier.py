@@ -19,6 +19,11 @@ from cnn_tuning.models.network import Network
 from cnn_tuning.training.optimisation import build_optimizer, build_schedule
 
 MEASURED = ("train", "val")
+WATCHED_STEPS = 50
+
+
+class Diverged(UserError):
+    """The loss is no longer finite."""
 
 
 class Classifier(pl.LightningModule):
@@ -40,6 +45,7 @@ class Classifier(pl.LightningModule):
             network.compile()
         self.measured: dict[str, float] = {}
         self._sums: list[Tensor] = []
+        self._broken_at: Tensor | None = None
 
     @property
     def measured_network(self) -> Network:
@@ -57,7 +63,34 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss that is learnt from."""
         images, labels = batch
-        return F.cross_entropy(self.network(images), labels, label_smoothing=self.recipe.trainer.label_smoothing)
+        loss = F.cross_entropy(self.network(images), labels, label_smoothing=self.recipe.trainer.label_smoothing)
+        self._watch(loss.detach())
+        return loss
+
+    def _watch(self, loss: Tensor) -> None:
+        """Note the first step whose loss is not finite; on a GPU without waiting for it at each step."""
+        if self._broken_at is None:
+            self._broken_at = torch.full((), -1, device=loss.device)
+        at = torch.where(loss.isfinite(), -1, self.global_step)
+        self._broken_at = torch.where(self._broken_at < 0, at, self._broken_at)
+        if self.device.type == "cpu" or self.global_step % WATCHED_STEPS == 0:
+            self._stop_if_broken()
+
+    def _stop_if_broken(self) -> None:
+        if self._broken_at is None or int(self._broken_at) < 0:
+            return
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        broken = (n for n, tensor in self.network.named_parameters() if not tensor.isfinite().all())
+        layer = next(broken, "")
+        cause = (
+            f"the weights of {layer.rpartition('.')[0] or layer} are not finite"
+            if layer
+            else "all weights are finite, the logits overflow"
+        )
+        raise Diverged(
+            f"the loss is no longer finite at step {int(self._broken_at)} (learning rate {rate:g}; {cause}): "
+            "lower optimizer.learning_rate or set trainer.gradient_clip: 1.0"
+        )
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         """Step, and move the average: before any callback may save both."""
@@ -83,10 +116,11 @@ class Classifier(pl.LightningModule):
         for split, sums in zip(MEASURED, self._sums, strict=True):
             loss, hits, count = sums.tolist()
             self.measured |= {f"{split}/loss": loss / count, f"{split}/accuracy": hits / count}
+        self._stop_if_broken()
         self.log_dict(self.measured)
         if not math.isfinite(self.measured["train/loss"]):
-            raise UserError(
-                f"the loss is no longer finite at step {self.global_step}: "
+            raise Diverged(
+                f"the measured loss is not finite after step {self.global_step}: "
                 "lower optimizer.learning_rate or set trainer.gradient_clip: 1.0"
             )
 

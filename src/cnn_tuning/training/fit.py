@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import pickle
 import random
@@ -20,16 +21,23 @@ import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.utilities.model_summary import ModelSummary
 
-from cnn_tuning.config import Recipe
+from cnn_tuning.config import Recipe, patch
 from cnn_tuning.data.batches import DataModule
 from cnn_tuning.data.packed import PackedData
 from cnn_tuning.errors import UserError
 from cnn_tuning.machine import usable_cores
 from cnn_tuning.models.bundle import Specification
 from cnn_tuning.models.network import Network
-from cnn_tuning.training.classifier import Classifier
+from cnn_tuning.training.classifier import Classifier, Diverged
 from cnn_tuning.training.progress import FitProgress
 from cnn_tuning.training.resume import Keeper, State
+
+
+class OutOfMemory(UserError):
+    """The device or the machine has too little memory for the recipe."""
+
+
+__all__ = ["Diverged", "Fitted", "OutOfMemory", "fit", "layer_table"]
 
 Log = Callable[[Mapping[str, float], int], None]
 
@@ -38,11 +46,14 @@ Log = Callable[[Mapping[str, float], int], None]
 class Fitted:
     """What a fit gives: the best network in evaluation mode on the CPU, and how it came about.
 
+    `recipe` is the one that was followed: of a smaller batch than asked for where memory ran out and
+    `trainer.on_out_of_memory` says so.
     `history`: a row an epoch (`epoch`, `step`, `split/metric`); `best`: the row that `monitor` chose.
     `seconds`: wall time of `setup`, `fit` and its part `train` (without measuring). `layers`: a table.
     `state` is what a repetition would go on from: remove it once the results are written.
     """
 
+    recipe: Recipe
     network: Network
     state: State
     specification: Specification
@@ -65,15 +76,55 @@ def fit(
     log: Log | None = None,
     callbacks: Sequence[Callback] = (),
     name: str = "train",
+    brief: bool = False,
 ) -> Fitted:
     """Train by the recipe, going on from an interrupted fit of the same recipe, data and code.
 
-    `log` receives `split/metric` values and the step after each epoch.
+    `log` receives `split/metric` values and the step after each epoch. `brief`: no line an epoch in a log file.
 
     Raises:
         Interrupted: a signal came; the state is saved.
-        UserError: the recipe does not fit the data or the device, or the loss is no longer finite.
+        Diverged: the loss is no longer finite.
+        OutOfMemory: there is too little memory, and no smaller batch is to be tried.
+        UserError: the recipe does not fit the data or the device.
     """
+    while True:
+        try:
+            return _fit(recipe, data, state_folder, log, callbacks, name, brief)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            settings, reason = recipe.trainer, str(error).splitlines()[0][:200]
+        # Outside the handler, where the failed step's tensors are no longer held by the exception.
+        gc.collect()
+        torch.cuda.empty_cache()
+        if settings.on_out_of_memory == "fail" or settings.batch_size == 1:
+            raise OutOfMemory(
+                f"out of memory at batch size {settings.batch_size} ({reason}): lower trainer.batch_size, or set "
+                "trainer.on_out_of_memory: halve_batch"
+            )
+        recipe = patch(recipe, {"trainer.batch_size": settings.batch_size // 2})
+        print(
+            f"{name}: out of memory at batch size {settings.batch_size}, "
+            f"starting anew with {recipe.trainer.batch_size}",
+            file=sys.stderr,
+        )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out: on a CPU torch raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _fit(
+    recipe: Recipe,
+    data: PackedData,
+    state_folder: Path,
+    log: Log | None,
+    callbacks: Sequence[Callback],
+    name: str,
+    brief: bool,
+) -> Fitted:
     began = time.monotonic()
     device, precision = _place(recipe)
     threads = _prepare_process(recipe)
@@ -85,7 +136,7 @@ def fit(
     keeper = Keeper(state, recipe.trainer.monitor, recipe.trainer.checkpoint_every_s)
     clock = _Clock(log)
     checkpoint = state.newest()
-    shown = FitProgress(recipe.trainer.batch_size, name)
+    shown = FitProgress(recipe.trainer.batch_size, name, brief)
     trainer = _trainer(recipe, precision, device, [*callbacks, clock, shown, keeper])
     resumed_from = _position(checkpoint, batches, module)
     layers = layer_table(module.network, specification.shape)
@@ -95,6 +146,7 @@ def fit(
     network = specification.build()
     network.load_state_dict({k: v.cpu() for k, v in keeper.best_weights.items()})
     return Fitted(
+        recipe=recipe,
         network=network.eval(),
         state=state,
         specification=specification,

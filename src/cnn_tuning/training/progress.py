@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 REFRESH_S = 0.25
+BRIEF_S = 30.0
 
 
 class FitProgress(pl.Callback):
-    """On a terminal a live bar over all epochs; in a log one line after each epoch."""
+    """On a terminal a live bar over all epochs; in a log one line after each epoch; if brief, twice a minute."""
 
-    def __init__(self, batch_size: int, name: str) -> None:
-        self.batch_size, self.name = batch_size, name
+    def __init__(self, batch_size: int, name: str, brief: bool) -> None:
+        self.batch_size, self.name, self.brief = batch_size, name, brief
         self.console = Console(stderr=True)
         self.progress: Progress | None = None
         self.shown = self.began = 0.0
@@ -25,6 +26,7 @@ class FitProgress(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Open the bar."""
         self.began, self.first_step = time.monotonic(), trainer.global_step
+        self.shown = self.began
         if self.console.is_terminal:
             self.progress = Progress(
                 TextColumn("[bold]{task.description}"),
@@ -58,6 +60,10 @@ class FitProgress(pl.Callback):
             f"{self.name}: epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {measured}  "
             f"val loss {m['val/loss']:.4f}  {self._rate(trainer):.0f} samples/s"
         )
+        if self.progress is None and self.brief:
+            if time.monotonic() - self.shown < BRIEF_S:
+                return
+            self.shown = time.monotonic()
         if self.progress is None:
             self.console.print(line, highlight=False, soft_wrap=True)
         else:

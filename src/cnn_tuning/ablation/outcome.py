@@ -1,0 +1,102 @@
+"""What an ablation leaves: the results of one question come in, files and an `Outcome` go out.
+
+Files: `runs.csv`, `arms.csv`, `comparisons.csv`, `verdicts.txt`, and pictures.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cnn_tuning.ablation.compare import Comparison, Result, by_arm, compare
+from cnn_tuning.ablation.pictures import draw
+from cnn_tuning.ablation.tables import Arm, arms_table, comparisons_table, summarise, write_tables
+from cnn_tuning.ablation.verdict import sentences
+from cnn_tuning.config import QuestionConfig
+from cnn_tuning.reports.ablation import Section
+
+__all__ = ["Outcome", "Result", "write_outcome"]
+
+ARM_METRICS = ("val_accuracy", "val_accuracy_std", "gap", "gap_std", "seconds", "usd", "failed")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one question came to; `page` is its part of the report."""
+
+    name: str
+    reference: str
+    arms: tuple[Arm, ...]
+    comparisons: tuple[Comparison, ...]
+    verdicts: tuple[str, ...]
+    page: Section
+
+    def metrics(self) -> dict[str, float]:
+        """Return what is known as `question/arm/figure`, in characters that MLflow takes."""
+        keys = _keys([arm.arm for arm in self.arms])
+        found: dict[str, float] = {}
+        for arm in self.arms:
+            found |= {f"{keys[arm.arm]}/{name}": float(getattr(arm, name)) for name in ARM_METRICS}
+        for c in self.comparisons:
+            start = f"{keys[c.arm]} against {keys[c.reference]}"
+            for name, d in (("accuracy", c.accuracy), ("gap", c.gap)):
+                found[f"{start}/{name}_difference"] = d.value
+                if d.interval:
+                    found[f"{start}/{name}_difference_low"] = d.interval.low
+                    found[f"{start}/{name}_difference_high"] = d.interval.high
+            if c.seeds:
+                found[f"{start}/mcnemar_p"] = c.images.p
+        return {f"{self.name}/{name}": value for name, value in found.items() if math.isfinite(value)}
+
+
+def write_outcome(
+    folder: Path, name: str, question: QuestionConfig, results: Sequence[Result], confidence: float
+) -> Outcome:
+    """Compare the arms and write all about them into `folder`; without a reference named, it is the first arm."""
+    folder.mkdir(parents=True, exist_ok=True)
+    reference = question.reference or results[0].arm
+    pairs = question.compare == "pairs"
+    comparisons = compare(results, reference=reference, pairs=pairs, confidence=confidence)
+    arms = [summarise(arm, own) for arm, own in by_arm(results).items()]
+    verdicts = sentences(results, comparisons)
+    write_tables(folder, results, arms, comparisons)
+    (folder / "verdicts.txt").write_text("".join(f"{said.text}\n" for said in verdicts), encoding="utf-8")
+    page = Section(
+        name=name,
+        question=question.question,
+        verdicts=[(said.kind, said.text) for said in verdicts],
+        arms=arms_table(arms, "" if pairs else reference),
+        comparisons=comparisons_table(comparisons),
+        note=_note(comparisons, confidence),
+        pictures=draw(folder, question, results, arms, comparisons, confidence),
+    )
+    return Outcome(name, reference, tuple(arms), tuple(comparisons), tuple(said.text for said in verdicts), page)
+
+
+def _note(comparisons: Sequence[Comparison], confidence: float) -> str:
+    """Say what the figures of the comparisons hold together with."""
+    images = "p values of McNemar's test are corrected for their number. Bold: chance is ruled out."
+    given = [d for c in comparisons for d in (c.accuracy, c.gap) if d.interval]
+    if not given:
+        return f"Without a spread over seeds there is no interval. {images}"
+    return (
+        f"The {given[0].statements} intervals over seeds hold together with {100 * confidence:g} %, each alone "
+        f"with {100 * given[0].confidence:.4g} %. {images}"
+    )
+
+
+def _keys(labels: Sequence[str]) -> dict[str, str]:
+    """Return a name for each arm: levels only where one factor is varied, MLflow's characters, no name twice."""
+    alone = {label.partition("=")[0] for label in labels}
+    single = len(alone) == 1 and all(label.count("=") == 1 for label in labels)
+    found: dict[str, str] = {}
+    for label in labels:
+        text = label.partition("=")[2] if single else label.replace("=", " ")
+        key = re.sub(r"[^\w. -]", "_", text.replace(",", ""), flags=re.ASCII).strip(" .") or "_"
+        while key in found.values():
+            key += "_"
+        found[label] = key
+    return found

@@ -1,0 +1,151 @@
+"""An ablation as tables: results and comparisons in, CSV files (fractions) and tables of a page (points) out."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnn_tuning.ablation.compare import Comparison, Difference, Result
+from cnn_tuning.ablation.verdict import p_text, points
+from cnn_tuning.reports.ablation import Cell, Table
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An arm over the seeds that finished; figures are means, NaN where there is none."""
+
+    arm: str
+    seeds: int
+    failed: int
+    val_accuracy: float
+    val_accuracy_std: float
+    gap: float
+    gap_std: float
+    train_accuracy: float
+    val_loss: float
+    seconds: float
+    usd: float
+    epochs: float
+    updates: float
+
+
+def summarise(arm: str, results: Sequence[Result]) -> Arm:
+    """Return an arm's means, and the standard deviations over its seeds."""
+    done = [r for r in results if r.right is not None]
+    values = {f.name: [getattr(r, f.name, math.nan) for r in done] for f in fields(Arm)[3:]}
+    figures = {name: float(np.mean(own)) if done else math.nan for name, own in values.items()}
+    for name in ("val_accuracy", "gap"):
+        figures[f"{name}_std"] = float(np.std(values[name], ddof=1)) if len(done) > 1 else math.nan
+    return Arm(arm, len(done), len(results) - len(done), **figures)
+
+
+def write_tables(
+    folder: Path, results: Sequence[Result], arms: Sequence[Arm], comparisons: Sequence[Comparison]
+) -> None:
+    """Write `runs.csv`, `arms.csv` and `comparisons.csv`; what is unknown stays empty."""
+    runs = ["arm", "seed", "val_accuracy", "train_accuracy", "gap", "val_loss", "seconds", "usd", "epochs",
+            "updates", "failure"]  # fmt: skip
+    _write(folder / "runs.csv", runs, ([getattr(r, name) for name in runs] for r in results))
+    columns = [field.name for field in fields(Arm)]
+    _write(folder / "arms.csv", columns, ([getattr(a, name) for name in columns] for a in arms))
+    head = [
+        f"{what}_{x}" for what in ("accuracy", "gap") for x in ("difference", "low", "high", "p", "settled_by")
+    ]
+    _write(
+        folder / "comparisons.csv",
+        ["arm", "reference", "seeds", *head, "images_won", "images_lost", "mcnemar_p"],
+        (
+            [c.arm, c.reference, len(c.seeds), *_numbers(c.accuracy), *_numbers(c.gap), *_images(c)]
+            for c in comparisons
+        ),
+    )
+
+
+def _numbers(d: Difference) -> list[float | int | None]:
+    if d.interval is None:
+        return [d.value, None, None, None, None]
+    return [d.value, d.interval.low, d.interval.high, d.p, None if d.is_clear else d.seeds_to_settle]
+
+
+def _images(c: Comparison) -> list[float | int | None]:
+    return [c.images.won, c.images.lost, c.images.p] if c.seeds else [None, None, None]
+
+
+def _write(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(head)
+        writer.writerows([None if isinstance(x, float) and math.isnan(x) else x for x in row] for row in rows)
+
+
+def arms_table(arms: Sequence[Arm], reference: str) -> Table:
+    """Return the table of arms that a page shows."""
+    paid = any(arm.usd > 0 for arm in arms)
+    head = ["arm", "seeds", "val accuracy, %", "gap, points", "val loss", "time", *(["cost"] if paid else []),
+            "epochs", "updates"]  # fmt: skip
+    rows = []
+    for a in arms:
+        texts = [
+            f"{a.seeds} of {a.seeds + a.failed}" if a.failed else str(a.seeds),
+            spread(a.val_accuracy, a.val_accuracy_std),
+            spread(a.gap, a.gap_std),
+            _known(a.val_loss, f"{a.val_loss:.4f}"),
+            _known(a.seconds, f"{a.seconds:,.0f} s" if a.seconds >= 10 else f"{a.seconds:.1f} s"),
+            *([_known(a.usd, f"${a.usd:.3g}")] if paid else []),
+            _known(a.epochs, f"{a.epochs:,.4g}"),
+            _known(a.updates, f"{a.updates:,.0f}"),
+        ]
+        name = f"{a.arm} (reference)" if a.arm == reference else a.arm
+        rows.append([Cell(name), *map(Cell, texts)])
+    return Table(head, rows)
+
+
+def spread(mean: float, std: float) -> str:
+    """Return mean ± standard deviation in per cent, as far as known."""
+    if math.isnan(mean):
+        return NOTHING
+    return f"{100 * mean:.2f}" + ("" if math.isnan(std) else f" ± {100 * std:.2f}")
+
+
+def comparisons_table(comparisons: Sequence[Comparison]) -> Table | None:
+    """Return the table of differences that a page shows; what is clear is strong."""
+    met = [c for c in comparisons if c.seeds]
+    shared = shared_reference(comparisons)
+    names = [f"arm against {shared}"] if shared else ["arm", "against"]
+    head = [*names, "seeds", "accuracy, points", "gap, points", "images won : lost", "McNemar p"]
+    rows = [
+        [
+            *map(Cell, [c.arm, str(len(c.seeds))] if shared else [c.arm, c.reference, str(len(c.seeds))]),
+            *(Cell(signed(d), d.is_clear) for d in (c.accuracy, c.gap)),
+            Cell(f"{c.images.won:,} : {c.images.lost:,}"),
+            Cell(p_text(c.images.p, c.significance).removeprefix("= "), c.images.p < c.significance),
+        ]
+        for c in met
+    ]
+    return Table(head, rows, names=len(names)) if met else None
+
+
+def shared_reference(comparisons: Sequence[Comparison]) -> str | None:
+    """Return the arm that all others are compared with, if it is one for all."""
+    references = {c.reference for c in comparisons}
+    return references.pop() if len(references) == 1 else None
+
+
+def signed(d: Difference) -> str:
+    """Return a difference in points with its interval, as far as there is one."""
+    if d.interval is None:
+        return f"{100 * d.value:+.2f}"
+    value, low, high = points(d.interval, signed=True)
+    return f"{value} [{low}, {high}]"
+
+
+def _known(value: float, text: str) -> str:
+    return NOTHING if math.isnan(value) else text

@@ -1,0 +1,178 @@
+"""Train the arms of one question: a recipe for each arm and seed comes in, a `Result` for each goes out.
+
+Each finished training is kept under a key of (recipe, data, code) in `folder`/KEY, so it is computed once,
+whichever question asks for it, and an interrupted ablation goes on in mid-training. Several processes may
+work on the same folder: a lock per key keeps them apart (`python -m cnn_tuning.ablation.worker`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from cnn_tuning.ablation.outcome import Result
+from cnn_tuning.config import QuestionConfig, Recipe, TrackingConfig, arms, flatten, patch, to_plain
+from cnn_tuning.data.packed import PackedData
+from cnn_tuning.machine import usable_cores
+from cnn_tuning.tracking.run import Run
+from cnn_tuning.training.fit import Diverged, Fitted, OutOfMemory, fit
+from cnn_tuning.training.resume import State
+
+RESULT = "result.json"
+RIGHT = "right.npy"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: an arm of a question with a seed."""
+
+    question: str
+    arm: str
+    recipe: Recipe
+    place: str  # such as 3/12
+
+    @property
+    def name(self) -> str:
+        """Return what a person sees."""
+        return f"{self.question} {self.place}: {self.arm}, seed {self.recipe.seed}"
+
+
+def jobs_of(name: str, question: QuestionConfig, recipe: Recipe, workers: int) -> list[Job]:
+    """Return the trainings of a question, seed by seed, so that an early end leaves whole pairs.
+
+    Several workers share the cores; the number of threads of each becomes part of its recipe.
+    """
+    if workers > 1 and recipe.trainer.threads is None:
+        recipe = patch(recipe, {"trainer.threads": max(1, usable_cores() // workers)})
+    found = arms(recipe, question)
+    pairs = [(seed, label) for seed in range(question.seeds) for label in found]
+    return [
+        Job(name, label, patch(found[label], {"seed": recipe.seed + seed}), f"{i}/{len(pairs)}")
+        for i, (seed, label) in enumerate(pairs, start=1)
+    ]
+
+
+def train_jobs(
+    jobs: Sequence[Job], data: PackedData, folder: Path, *, tracking: TrackingConfig, parent: str
+) -> None:
+    """Train each job that no process has trained or is training; `parent` is the key of the ablation's run.
+
+    Raises:
+        Interrupted: a signal came; the state is saved.
+    """
+    for job, kept in _missing(jobs, data, folder):
+        kept.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(kept / "lock", timeout=0):
+                if not (kept / RESULT).exists():
+                    _train(job, data, kept, tracking, parent)
+        except Timeout:
+            continue  # another process is at it
+
+
+def results_of(jobs: Sequence[Job], data: PackedData, folder: Path, price_per_hour: float) -> list[Result]:
+    """Return the results of jobs that are all trained."""
+    return [_read(job, _kept(job, data, folder), price_per_hour) for job in jobs]
+
+
+def missing(jobs: Sequence[Job], data: PackedData, folder: Path) -> int:
+    """Return how many jobs are still to be trained."""
+    return sum(1 for _ in _missing(jobs, data, folder))
+
+
+def _missing(jobs: Sequence[Job], data: PackedData, folder: Path) -> Iterator[tuple[Job, Path]]:
+    for job in jobs:
+        kept = _kept(job, data, folder)
+        if not (kept / RESULT).exists():
+            yield job, kept
+
+
+def _kept(job: Job, data: PackedData, folder: Path) -> Path:
+    return State(folder, job.recipe, data.meta.digest).path
+
+
+def _train(job: Job, data: PackedData, kept: Path, tracking: TrackingConfig, parent: str) -> None:
+    began = time.monotonic()
+    tags = {"ablation": job.question, "arm": job.arm, "seed": str(job.recipe.seed)}
+    name = f"{job.question}: {job.arm}, seed {job.recipe.seed}"
+    state, params = kept / "unfinished", flatten(to_plain(job.recipe))
+    try:
+        with Run.start(
+            tracking, name=name, kind="arm", params=params, tags=tags, parent=parent, waits=False
+        ) as tracked:
+            fitted = fit(job.recipe, data, state_folder=state, log=tracked.log_metrics, name=job.name, brief=True)
+            facts, right = _facts(fitted), right_answers(fitted, data)
+            tracked.log_metrics({"val/gap": facts["train_accuracy"] - right.mean()})
+            _write(kept, {**facts, "run": tracked.key, "recipe": params}, right)
+    except (Diverged, OutOfMemory) as error:
+        # A finding about this arm, not the end of the ablation.
+        print(f"{job.name}: {error}", file=sys.stderr)
+        _write(kept, {"failure": str(error), "seconds": time.monotonic() - began, "recipe": params}, None)
+        shutil.rmtree(state, ignore_errors=True)
+        return
+    shutil.rmtree(state, ignore_errors=True)
+    print(f"{job.name}: val/accuracy {right.mean():.2%}, {fitted.seconds['fit']:.0f} s", file=sys.stderr)
+
+
+def _facts(fitted: Fitted) -> dict[str, Any]:
+    return {
+        "train_accuracy": fitted.best["train/accuracy"],
+        "val_loss": fitted.best["val/loss"],
+        "epochs": len(fitted.history),
+        "updates": fitted.history[-1]["step"],
+        "seconds": fitted.seconds["setup"] + fitted.seconds["fit"],
+        "device": fitted.device,
+        "precision": fitted.precision,
+        "threads": fitted.threads,
+    }
+
+
+def right_answers(fitted: Fitted, data: PackedData) -> NDArray[np.bool_]:
+    """Return for each validation image whether the best network answers it rightly."""
+    split = data.split("val")
+    network = fitted.network.to(fitted.device)
+    size = fitted.recipe.trainer.eval_batch_size
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(split), size):
+            images = torch.from_numpy(np.array(split.images[start : start + size])).to(fitted.device)
+            parts.append(network(images).argmax(1).cpu().numpy())
+    fitted.network.to("cpu")
+    return np.concatenate(parts) == split.labels
+
+
+def _write(kept: Path, facts: Mapping[str, Any], right: NDArray[np.bool_] | None) -> None:
+    if right is not None:
+        np.save(kept / RIGHT, right)
+    partial = kept / f"{RESULT}.partial"
+    partial.write_text(json.dumps(facts, indent=1) + "\n")
+    partial.replace(kept / RESULT)
+
+
+def _read(job: Job, kept: Path, price_per_hour: float) -> Result:
+    facts = json.loads((kept / RESULT).read_text())
+    right = None if facts.get("failure") else np.load(kept / RIGHT)
+    return Result(
+        arm=job.arm,
+        seed=job.recipe.seed,
+        right=right,
+        train_accuracy=facts.get("train_accuracy", float("nan")),
+        val_accuracy=float("nan") if right is None else float(right.mean()),
+        val_loss=facts.get("val_loss", float("nan")),
+        seconds=facts["seconds"],
+        usd=facts["seconds"] / 3600 * price_per_hour,
+        epochs=facts.get("epochs", 0),
+        updates=facts.get("updates", 0),
+        failure=facts.get("failure", ""),
+    )

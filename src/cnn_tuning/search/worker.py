@@ -1,0 +1,274 @@
+"""A process that takes trials of a search and trains them: `python -m cnn_tuning.search.worker < SPEC.json`.
+
+It ends with status 0 when no trial waits, and with 128 + signal when it was asked to stop: what it trained is
+then saved and the trial waits for another. What it prints goes to a log beside the study.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Literal
+
+from cnn_tuning.config import Recipe, SearchConfig, TrackingConfig, flatten, to_plain, validate
+from cnn_tuning.errors import UserError, redact
+from cnn_tuning.machine import end_with, share_cores
+
+if TYPE_CHECKING:
+    import optuna
+
+    from cnn_tuning.data.packed import PackedData
+    from cnn_tuning.search.space import Chosen
+    from cnn_tuning.search.study import SharedStudy
+    from cnn_tuning.search.trial import Spent
+    from cnn_tuning.tracking.run import Run
+
+# What Optuna's states are called in tags, and what MLflow makes of them.
+STATES: dict[str, tuple[str, Literal["FINISHED", "FAILED", "KILLED"]]] = {
+    "COMPLETE": ("complete", "FINISHED"),
+    "PRUNED": ("pruned", "KILLED"),
+    "FAIL": ("failed", "FAILED"),
+}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a worker is told on its standard input: `parent` is the key of the search's run, `boss` a process."""
+
+    search: SearchConfig
+    recipe: Recipe
+    tracking: TrackingConfig
+    study: str
+    folder: str
+    data: str
+    parent: str
+    boss: int
+
+
+class Asked:
+    """Whether this process was asked to stop, whoever took the signal: a fit takes it while it trains."""
+
+    def __init__(self) -> None:
+        self.noted = self.came = 0
+        self._read, write = socket.socketpair()
+        for end in (self._read, write):
+            end.setblocking(False)
+        self._write = write  # kept open
+        signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
+        self.listen()
+
+    def listen(self) -> None:
+        """Take the signals (again: a fit that ended with an error has kept them)."""
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, self._note)
+
+    def pass_on(self) -> None:
+        """Give a fit that trains now the signal that came before it listened."""
+        if self.noted:
+            signum, self.noted = self.noted, 0
+            os.kill(os.getpid(), signum)
+
+    def to_stop(self) -> int:
+        """Return the signal that came at any time, or 0."""
+        with suppress(BlockingIOError):
+            for signum in self._read.recv(100):
+                self.came = signum if signum in (signal.SIGTERM, signal.SIGINT) else self.came
+        return self.came
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self.noted = signum
+
+
+class Beat:
+    """A thread that tells the study every so often how long this process has worked on a trial: it lives."""
+
+    def __init__(self, study: SharedStudy, number: int, before_s: float) -> None:
+        self.study, self.number, self.before_s = study, number, before_s
+        self.began = time.monotonic()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def seconds(self) -> float:
+        """Return the seconds spent on the trial, tries before included."""
+        return self.before_s + time.monotonic() - self.began
+
+    def _run(self) -> None:
+        while not self._over.wait(self.study.search.heartbeat_s):
+            with suppress(Exception):  # a storage that does not answer now may do so the next time
+                self.study.beat(self.number, self.seconds())
+
+    def __enter__(self) -> Beat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def work(spec: Spec) -> None:
+    """Train trials until none waits; exits with 128 + signal where it was asked to stop."""
+    asked = Asked()
+    # torch and all: before a trial is taken, which then lies idle while they are loaded.
+    import cnn_tuning.search.trial  # noqa: F401
+    from cnn_tuning.data.packed import PackedData
+    from cnn_tuning.search.storage import PATIENCE_S
+    from cnn_tuning.search.study import SharedStudy, this_process
+
+    study = SharedStudy(
+        spec.search,
+        spec.recipe,
+        spec.study,
+        Path(spec.folder),
+        me=this_process(),
+        patience_s=lambda: 0.0 if asked.to_stop() else PATIENCE_S,
+    )
+    desk = _Desk(spec, study, PackedData.open(Path(spec.data)), asked)
+    while not asked.to_stop() and (taken := study.take()) is not None:
+        desk.work_on(*taken)
+        asked.listen()
+        gc.collect()
+    if asked.to_stop():
+        sys.exit(128 + asked.to_stop())
+
+
+@dataclass(frozen=True)
+class _Desk:
+    """What a worker has at hand for any trial."""
+
+    spec: Spec
+    study: SharedStudy
+    data: PackedData
+    asked: Asked
+
+    def work_on(self, trial: optuna.Trial, chosen: Chosen) -> None:
+        """Train a trial and tell the study how it ended; a SystemExit goes on once the trial waits again."""
+        from cnn_tuning.search.study import Lost
+        from cnn_tuning.search.trial import Spent
+
+        number, spent = trial.number, Spent()
+        tracked = self._run_of(number)
+        with Beat(self.study, number, self.study.seconds(number)) as beat:
+            try:
+                ended, values, reason = self._train(trial, chosen, spent, tracked)
+                attrs = spent.attrs() | self._cost(beat.seconds()) | {"run": tracked.key}
+                self.study.tell(number, ended, values, attrs | ({"reason": reason} if reason else {}))
+            except Lost:
+                _end_early(tracked, "lost")
+                print(f"trial {number}: another process has it now", file=sys.stderr)
+                return
+            except BaseException as error:
+                if isinstance(error, SystemExit):
+                    self.study.hand_back(number)
+                _end_early(tracked, "interrupted")
+                raise
+        _record(tracked, self.spec.search, ended, values, reason)
+        shutil.rmtree(self._state(number), ignore_errors=True)
+
+    def _train(
+        self, trial: optuna.Trial, chosen: Chosen, spent: Spent, tracked: Run
+    ) -> tuple[Literal["COMPLETE", "PRUNED", "FAIL"], list[float] | None, str]:
+        """Return how a trial ended, its values, and why it has none."""
+        from optuna import TrialPruned
+
+        from cnn_tuning.search.space import trial_recipe
+        from cnn_tuning.search.storage import StorageGone
+        from cnn_tuning.search.study import Lost
+        from cnn_tuning.search.trial import run_trial
+
+        search = self.spec.search
+        try:
+            recipe = trial_recipe(search, self.spec.recipe, chosen)
+            tracked.log_params(flatten(to_plain(recipe)))
+            values = run_trial(
+                search,
+                recipe,
+                self.data,
+                self._state(trial.number),
+                name=f"trial {trial.number}",
+                spent=spent,
+                report=lambda value, step: self.study.report(trial, value, step),
+                tracked=tracked,
+                pass_on=self.asked.pass_on,
+                price_per_hour=self.spec.tracking.price_per_hour,
+            )
+        except TrialPruned as pruned:
+            return "PRUNED", None, str(pruned)
+        except (Lost, StorageGone):
+            raise
+        except Exception as error:
+            reason = _reason(error)
+            print(f"trial {trial.number} failed: {reason}", file=sys.stderr)
+            return "FAIL", None, reason
+        for objective, value in zip(search.objectives, values, strict=True):
+            if not math.isfinite(value):
+                return "FAIL", None, f"{objective.metric} is {value}"
+        return "COMPLETE", values, ""
+
+    def _run_of(self, number: int) -> Run:
+        from cnn_tuning.tracking.run import Run
+
+        return Run.start(
+            # The search's own run has found the store; a server that is gone since then stops no trial.
+            replace(self.spec.tracking, on_unreachable="spool"),
+            name=f"trial {number}",
+            kind="trial",
+            params={},
+            tags={"trial.number": str(number), "study": self.spec.study},
+            parent=self.spec.parent,
+            waits=False,
+        )
+
+    def _cost(self, seconds: float) -> dict[str, float]:
+        # Workers side by side share what the machine costs.
+        price = self.spec.tracking.price_per_hour / self.spec.search.workers
+        return {"seconds": round(seconds, 3), "usd": seconds / 3600 * price}
+
+    def _state(self, number: int) -> Path:
+        return Path(self.spec.folder) / "trials" / self.spec.study / str(number)
+
+
+def _reason(error: Exception) -> str:
+    lines = redact(str(error)).strip().splitlines()
+    kind = "" if isinstance(error, UserError) and lines else f"{type(error).__name__}: "
+    return (kind + (lines[0] if lines else "")).removesuffix(": ")[:500]
+
+
+def _end_early(tracked: Run, state: str) -> None:
+    tracked.set_tags({"trial.state": state})
+    tracked.finish("KILLED")
+
+
+def _record(tracked: Run, search: SearchConfig, ended: str, values: list[float] | None, reason: str) -> None:
+    state, status = STATES[ended]
+    tracked.set_tags({"trial.state": state, **({"trial.reason": reason} if reason else {})})
+    if values is not None:
+        tracked.log_metrics({f"objective/{o.metric}": v for o, v in zip(search.objectives, values, strict=True)})
+    tracked.finish(status, error=reason if ended == "FAIL" else "")
+
+
+def main() -> None:
+    """Work by the specification on the standard input."""
+    spec = validate(Spec, json.load(sys.stdin))
+    share_cores()
+    end_with(spec.boss)
+    try:
+        work(spec)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

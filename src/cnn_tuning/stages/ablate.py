@@ -1,0 +1,122 @@
+"""Settle the ablation's questions on the validation split: `python -m cnn_tuning.stages.ablate [ablation=…]`.
+
+`results/ablation/` has a folder a question (runs, arms, comparisons, verdicts, plots), `metrics.json` and
+`report.html`. Trainings that were made before, by whatever question, are not made again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cnn_tuning.config import (
+    AblationConfig,
+    QuestionConfig,
+    Recipe,
+    TrackingConfig,
+    recipe_of,
+    to_plain,
+)
+from cnn_tuning.stages.command import Place, empty_folder, gather_plots, stage
+from cnn_tuning.stages.lineage import data_hash, prepared_data, recorded
+from cnn_tuning.tracking.run import Run
+
+
+@dataclass(frozen=True)
+class AblateConfig(Recipe):
+    """The sections that this stage reads."""
+
+    ablation: AblationConfig
+    tracking: TrackingConfig
+
+
+def run(config: AblateConfig, place: Place) -> None:
+    """Train the arms of every question, compare them, and write what follows."""
+    out = place.outputs / place.ablation
+    empty_folder(out)
+    questions = config.ablation.questions
+    if not questions:
+        (out / "metrics.json").write_text("{}\n")
+        gather_plots(out)
+        click.echo("no ablation in this experiment (ablation: none)")
+        return
+    from cnn_tuning.reports.ablation import write_report
+    from cnn_tuning.training.resume import Interrupted
+
+    outcomes = []
+    try:
+        for name, question in questions.items():
+            outcomes.append(_settle(config, place, name, question, out / name))
+    except Interrupted as stopped:
+        click.echo(str(stopped), err=True)
+        raise
+    metrics: dict[str, Any] = {}
+    for outcome in outcomes:
+        for metric, value in outcome.metrics().items():
+            _nest(metrics, metric.split("/"), value)
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    write_report(out / "report.html", outcomes, _facts(config, place))
+    gather_plots(out)
+    click.echo(f"report: {out / 'report.html'}")
+
+
+def _settle(config: AblateConfig, place: Place, name: str, question: QuestionConfig, out: Path) -> Any:
+    from cnn_tuning.ablation.outcome import write_outcome
+    from cnn_tuning.ablation.train import jobs_of, missing, results_of, train_jobs
+    from cnn_tuning.ablation.worker import share
+
+    data = prepared_data(place)
+    workers = config.ablation.workers
+    jobs = jobs_of(name, question, recipe_of(config), workers)
+    kept = place.outputs / place.state / "arms"
+    kept.mkdir(parents=True, exist_ok=True)
+    params = recorded(to_plain(recipe_of(config)) | {"ablation": to_plain(question)}, place)
+    digest = data_hash(place.prepared) if place.is_pipeline else data.meta.digest
+    with Run.start(config.tracking, name=f"ablate {name}", kind="ablate", params=params) as tracked:
+        tracked.log_dataset(name=data.meta.name, digest=digest, source=str(data.path), split="val")
+        remaining = missing(jobs, data, kept)
+        click.echo(f"ablate {name}: {len(jobs)} trainings, {len(jobs) - remaining} of them known", err=True)
+        spec = {
+            "jobs": [asdict(job) for job in jobs],
+            "data": str(data.path),
+            "folder": str(kept),
+            "tracking": to_plain(config.tracking),
+            "parent": tracked.key,
+        }
+        while missing(jobs, data, kept):  # again, where a worker died
+            with share(min(workers, remaining) - 1, kept / f"{name}.json", **spec):
+                train_jobs(jobs, data, kept, tracking=config.tracking, parent=tracked.key)
+        results = results_of(jobs, data, kept, config.tracking.price_per_hour)
+        outcome = write_outcome(out, name, question, results, config.ablation.confidence)
+        tracked.log_metrics({**outcome.metrics(), "arms/computed": remaining, "arms/known": len(jobs) - remaining})
+        for file in sorted(out.iterdir()):
+            tracked.log_artifact(file, "ablation")
+    for sentence in (out / "verdicts.txt").read_text().splitlines():
+        click.echo(f"{name}: {sentence}")
+    return outcome
+
+
+def _nest(tree: dict[str, Any], path: list[str], value: float) -> None:
+    for part in path[:-1]:
+        tree = tree.setdefault(part, {})
+    tree[path[-1]] = value
+
+
+def _facts(config: AblateConfig, place: Place) -> Mapping[str, str]:
+    meta = prepared_data(place).meta
+    return {
+        "data": f"{meta.name}, {sum(meta.counts['train']):,} images to learn from, {sum(meta.counts['val']):,} "
+        "validation images; the test split was not opened",
+        "data digest": meta.digest,
+        "network": config.model.name,
+        "first seed": str(config.seed),
+    }
+
+
+if __name__ == "__main__":
+    stage(AblateConfig, run, "Train the arms of the ablations and say what can be concluded from them.")

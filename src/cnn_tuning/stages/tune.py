@@ -1,0 +1,135 @@
+"""Search, and refit the best to `models/tuned/`: `python -m cnn_tuning.stages.tune [search=lab …]`.
+
+`results/search/` holds the trials, the best values, importances and plots. An interrupted search goes on with
+the trials that are missing. The refit follows the experiment's own recipe (all epochs) with the best values;
+its first seed is the experiment's, and that model is the tuned one: no seed is chosen by its result.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import click
+
+from cnn_tuning.config import (
+    Recipe,
+    SearchConfig,
+    TrackingConfig,
+    changes_of,
+    flatten,
+    patch,
+    recipe_of,
+    to_plain,
+)
+from cnn_tuning.stages.command import Place, empty_folder, gather_plots, stage
+from cnn_tuning.stages.lineage import data_hash, prepared_data, recorded
+from cnn_tuning.tracking.run import Run
+
+
+@dataclass(frozen=True)
+class TuneConfig(Recipe):
+    """The sections that this stage reads."""
+
+    search: SearchConfig
+    tracking: TrackingConfig
+
+
+def run(config: TuneConfig, place: Place) -> None:
+    """Search the space, write what was found, and refit the best."""
+    out, model = place.outputs / place.search, place.outputs / place.tuned
+    for folder in (out, model):
+        empty_folder(folder)
+    if not config.search.space:
+        (out / "metrics.json").write_text("{}\n")
+        gather_plots(out)
+        click.echo("no search in this experiment (search: none): the baseline is what is evaluated")
+        return
+    from cnn_tuning.training.resume import Interrupted
+
+    recipe = recipe_of(config)
+    params = recorded(to_plain(recipe) | {"search": to_plain(config.search)}, place)
+    try:
+        with Run.start(config.tracking, name=f"tune {config.search.name}", kind="tune", params=params) as tracked:
+            best = _search(config, recipe, place, out, tracked)
+            _refit(config, patch(recipe, best), place, model, out, tracked)
+            for file in sorted(out.iterdir()):
+                tracked.log_artifact(file, "search")
+            gather_plots(out)
+    except Interrupted as stopped:
+        click.echo(str(stopped), err=True)
+        raise
+
+
+def _search(config: TuneConfig, recipe: Recipe, place: Place, out: Path, tracked: Run) -> dict[str, Any]:
+    """Return the best trial's changes: dotted name → value."""
+    from cnn_tuning.search.outcome import write_outcome
+    from cnn_tuning.search.sweep import run_search
+
+    data = prepared_data(place)
+    digest = data_hash(place.prepared) if place.is_pipeline else data.meta.digest
+    tracked.log_dataset(name=data.meta.name, digest=digest, source=str(data.path), split="train")
+    study = run_search(
+        config.search,
+        recipe,
+        data.path,
+        place.outputs / place.state / "search",
+        tracked=tracked,
+        tracking=config.tracking,
+    )
+    outcome = write_outcome(out, study, config.search, recipe)
+    tracked.log_metrics(outcome.metrics())
+    tracked.set_tags(outcome.tags())
+    click.echo(outcome.sentence)
+    return changes_of(config.search, outcome.best_params)
+
+
+def _refit(config: TuneConfig, recipe: Recipe, place: Place, model: Path, out: Path, tracked: Run) -> None:
+    from cnn_tuning.stages.fitting import fit_to_folder
+
+    data = prepared_data(place)
+    rows, states = [], []
+    for number in range(config.search.refit_seeds):
+        seeded = patch(recipe, {"seed": recipe.seed + number})
+        name = f"refit seed {seeded.seed}"
+        folder = model if number == 0 else place.outputs / place.state / "refit" / str(seeded.seed)
+        if number:
+            empty_folder(folder)
+        params = flatten(to_plain(seeded))
+        with Run.start(
+            config.tracking, name=name, kind="refit", params=params, parent=tracked.key, waits=False
+        ) as refit:
+            fitted, facts = fit_to_folder(
+                seeded, data, folder, state=place.outputs / place.state / "tuned", tracked=refit, name=name
+            )
+        if number == 0:
+            (out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+        rows.append({"seed": seeded.seed, **_figures(fitted.best), "seconds": round(fitted.seconds["fit"], 2)})
+        states.append(fitted.state)
+    with (out / "refit.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    for state in states:
+        state.remove()
+    values = [float(row["val/accuracy"]) for row in rows]
+    spread = f" ± {stdev(values):.2%} over {len(values)} seeds" if len(values) > 1 else ""
+    tracked.log_metrics({"refit/val_accuracy": mean(values)})
+    click.echo(f"{model}: refitted on the full budget, val/accuracy {mean(values):.2%}{spread}")
+
+
+def _figures(best: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in best.items()
+        if name in ("epoch", "train/accuracy", "val/accuracy", "val/loss")
+    }
+
+
+if __name__ == "__main__":
+    stage(TuneConfig, run, "Search for better values than the experiment's own, and refit the best.")

@@ -1,0 +1,77 @@
+"""Row 19: a sweep worker is SIGKILLed; its trial is tried again at most N times and never RUNNING for ever."""
+
+from __future__ import annotations
+
+import psutil
+import pytest
+from searching import Sweep, beside, running, search_with, states, status, tags, worker_of
+
+pytestmark = pytest.mark.slow
+
+
+def kill_worker(sweep, tries):
+    """Kill the worker of the first trial in mid-training, so many times; return what was killed."""
+    killed = []
+
+    def kill():
+        for retries in range(tries):
+            (trial,) = sweep.until(
+                lambda trials, retries=retries: [
+                    t for t in running(trials) if t.user_attrs.get("retries", 0) == retries
+                ]
+            )[:1]
+            process = worker_of(trial)
+            assert process.is_running()
+            process.kill()
+            killed.append(trial)
+
+    return kill, killed
+
+
+def test_19_its_trial_is_tried_again(tmp_path, digits_data):
+    sweep = Sweep(tmp_path, digits_data, search_with(budget={"trials": 2}), ("trainer.max_epochs=6",))
+    kill, killed = kill_worker(sweep, 1)
+    with beside(kill):
+        sweep.run()
+    assert [trial.number for trial in killed] == [0]
+    again, other = sweep.trials()
+    assert states([again, other]) == ["COMPLETE", "COMPLETE"]
+    assert again.user_attrs["retries"] == 1
+    assert again.params == killed[0].params
+    # The curve of the try before is as the repeated one's.
+    assert again.intermediate_values.items() >= killed[0].intermediate_values.items()
+    assert "retries" not in other.user_attrs
+    first, second, _ = sweep.runs()
+    assert (status(first), status(second)) == (None, "FINISHED")  # the deliverer ends the first
+    assert tags(first)["trial.number"] == tags(second)["trial.number"] == "0"
+    assert not psutil.Process().children(recursive=True)
+
+
+def test_19_but_not_for_ever(tmp_path, digits_data, capfd):
+    search = search_with(budget={"trials": 2}, retries=1)
+    sweep = Sweep(tmp_path, digits_data, search, ("trainer.max_epochs=6",))
+    kill, killed = kill_worker(sweep, 2)
+    with beside(kill):
+        sweep.run()
+    assert len(killed) == 2
+    failed, other = sweep.trials()
+    assert states([failed, other]) == ["FAIL", "COMPLETE"]
+    assert failed.user_attrs["reason"] == "its worker was ended by SIGKILL, at each of 2 tries"
+    told = capfd.readouterr().err
+    assert "trial 0: its worker was ended by SIGKILL: tried again (1 of 1)" in told
+    assert "trial 0 failed (its worker was ended by SIGKILL, at each of 2 tries)" in told
+
+
+def test_19_and_the_sweep_itself(tmp_path, digits_data):
+    """Everything of a sweep is killed at once; the next one finds it so without waiting."""
+    search = search_with(budget={"trials": 1}, grace_s=10_000.0)
+    sweep = Sweep(tmp_path, digits_data, search, ("trainer.max_epochs=20",))
+    process = sweep.start()
+    (trial,) = sweep.until(running)
+    victims = [psutil.Process(process.pid), worker_of(trial)]
+    for victim in victims:
+        victim.kill()
+    process.communicate()
+    assert states(sweep.trials()) == ["RUNNING"]
+    sweep.run()
+    assert states(sweep.trials()) == ["COMPLETE"]

@@ -1,0 +1,112 @@
+"""A search from its start to its end, with real workers: trials, their runs, budgets, and what ends it early."""
+
+from __future__ import annotations
+
+import pytest
+from searching import Sweep, beside, curve, running, search_with, states, status, tags
+
+from cnn_tuning.errors import UserError
+from cnn_tuning.search import staff
+from cnn_tuning.search import sweep as sweeping
+
+PRUNED = {"pruner": {"name": "median", "startup_trials": 1}, "budget": {"trials": 5}}
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory, digits_data):
+    """Return a search that has run: five trials of three epochs, poor ones given up."""
+    made = Sweep(tmp_path_factory.mktemp("sweep"), digits_data, search_with(**PRUNED), ("trainer.max_epochs=3",))
+    made.run()
+    return made
+
+
+def test_every_trial_of_the_budget_is_run_beginning_with_the_own_values(sweep):
+    trials = sweep.trials()
+    assert len(trials) == 5
+    assert set(states(trials)) == {"COMPLETE", "PRUNED"}
+    assert trials[0].state.name == "COMPLETE"
+    assert trials[0].params == {"optimizer.learning_rate": 0.01, "model.dropout": "none"}
+    for trial in trials:
+        assert ("model.dense_dropout" in trial.params) == (trial.params["model.dropout"] == "both")
+        assert trial.user_attrs["epochs"] == len(trial.intermediate_values) == max(trial.intermediate_values)
+        assert trial.user_attrs["updates"] == 21 * trial.user_attrs["epochs"]
+        assert trial.user_attrs["seconds"] > 0
+        assert trial.user_attrs["threads"] == 1
+    assert {t.user_attrs["epochs"] for t in trials if t.state.name == "PRUNED"} <= {1, 2}
+
+
+def test_every_trial_is_a_run_of_the_search(sweep):
+    runs = {int(tags(run)["trial.number"]): run for run in sweep.runs()}
+    trials = sweep.trials()
+    assert sorted(runs) == [t.number for t in trials]
+    for trial in trials:
+        run = runs[trial.number]
+        assert "-tune-" in run[0]["parent"]
+        assert run[0]["name"] == f"trial {trial.number}"
+        ended = "complete" if trial.state.name == "COMPLETE" else "pruned"
+        assert tags(run)["trial.state"] == ended
+        assert status(run) == ("FINISHED" if ended == "complete" else "KILLED")
+        recorded = {k: v for event in run if event["event"] == "params" for k, v in event["values"].items()}
+        assert recorded["optimizer.learning_rate"] == trial.params["optimizer.learning_rate"]
+        assert recorded["trainer.max_epochs"] == 3
+        assert curve(run) == list(trial.intermediate_values.values())
+
+
+def test_a_finished_search_starts_no_worker(sweep, monkeypatch):
+    monkeypatch.setattr(staff, "COMMAND", ["/nonexistent"])
+    assert states(sweep.run().trials) == states(sweep.trials())
+
+
+def test_nothing_is_left_of_finished_trials(sweep):
+    assert not list((sweep.folder / "search" / "trials").rglob("*.ckpt"))
+
+
+@pytest.mark.slow
+def test_a_larger_budget_goes_on(sweep):
+    before = [(t.params, t.values) for t in sweep.trials()]
+    more = sweep.with_search(budget={"trials": 7}, workers=2)
+    assert len(more.run().trials) == 7
+    assert [(t.params, t.values) for t in more.trials()][:5] == before
+
+
+def test_workers_that_cannot_start_end_the_search(tmp_path, digits_data, monkeypatch):
+    failing = ["/bin/sh", "-c", "echo error: no module named torch >&2; exit 1"]
+    monkeypatch.setattr(staff, "COMMAND", failing)
+    broken = Sweep(tmp_path, digits_data, search_with())
+    told = r"3 workers failed .*status 1 \(no module named torch\); see .*worker-0.log"
+    with pytest.raises(UserError, match=told):
+        broken.run()
+    assert states(broken.trials()) == ["WAITING"] * 4
+
+
+def test_no_trial_is_begun_when_the_time_is_spent(tmp_path, digits_data, capsys):
+    spent = Sweep(tmp_path, digits_data, search_with(budget={"trials": 3, "minutes": 1e-6}))
+    assert states(spent.run().trials) == ["WAITING"] * 3
+    assert "its budget of 1e-06 minutes is spent; a larger one goes on from here" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_what_is_under_way_when_the_time_is_spent_goes_on_later(tmp_path, digits_data, monkeypatch):
+    monkeypatch.setattr(sweeping, "NOTE_S", 0.1)
+    search = search_with(budget={"trials": 1, "minutes": 1e3}, settings={"trainer.max_epochs": 40})
+    first = Sweep(tmp_path, digits_data, search)
+
+    def spend():
+        first.until(running)
+        first.study().set_user_attr(f"{sweeping.SPENT}of another search on this study", 6e4)
+
+    with beside(spend):
+        first.run()
+    (begun,) = first.trials()
+    assert begun.state.name == "WAITING"
+    assert 0 < len(begun.intermediate_values) < 40
+    # What was spent before counts.
+    first.with_search(budget={"trials": 1, "minutes": 1001.0}).run()
+    assert states(first.trials()) == ["COMPLETE"]
+    (again,) = first.trials()
+    assert again.params == begun.params
+    assert len(again.intermediate_values) == 40
+    assert "going on from" in (tmp_path / "search" / "worker-0.log").read_text()
+    interrupted, finished = first.runs()
+    assert (status(interrupted), tags(interrupted)["trial.state"]) == ("KILLED", "interrupted")
+    assert curve(finished) == list(again.intermediate_values.values())  # all of it, not only its end
