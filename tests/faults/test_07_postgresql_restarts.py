@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
+import psycopg
 import pytest
 from searching import Sweep, beside, postgres, running, search_with, states
 
@@ -13,10 +14,20 @@ from cnn_tuning.search import sweep as sweeping
 pytestmark = pytest.mark.slow
 
 
+def stop(server, mode: str = "fast") -> None:
+    control(server, "stop", "-m", mode)
+
+
+def start(server) -> None:
+    folder = server.get_uri().partition("host=")[2]
+    control(server, "-o", f'-h "" -k {folder}', "start")
+
+
 @pytest.fixture
 def server(tmp_path_factory):
     with postgres(tmp_path_factory.mktemp("postgres")) as server:
         yield server
+        stop(server)  # by its folder: it is no longer the process that was started at first
 
 
 def control(server, *action: str) -> None:
@@ -34,12 +45,11 @@ def test_07_it_recovers(tmp_path, digits_data, server, mode, capfd):
 
     def restart():
         under_way = running(sweep.until(lambda trials: len(running(trials)) == 2))
-        options = f'-h "" -k {server.pgdata}'
-        control(server, "stop", "-m", mode)
-        refused = subprocess.run([server.bin_path / "pg_isready", "-h", server.pgdata], capture_output=True)
-        assert refused.returncode != 0
+        stop(server, mode)
+        with pytest.raises(psycopg.OperationalError):
+            psycopg.connect(server.get_uri())
         seen.extend(under_way)
-        control(server, "-o", options, "start")
+        start(server)
 
     with beside(restart):
         sweep.run()
@@ -59,17 +69,20 @@ def test_07_a_clear_error_where_it_stays_away(tmp_path, digits_data, server, mon
     search = search_with(budget={"trials": 2}, storage=server.get_uri())
     sweep = Sweep(tmp_path, digits_data, search, ("trainer.max_epochs=25",))
 
-    def stop():
+    def stop_it():
         sweep.until(running)
-        control(server, "stop", "-m", "fast")
+        stop(server)
 
-    with pytest.raises(UserError, match=r"search.storage postgresql://.* does not answer") as told, beside(stop):
+    with (
+        pytest.raises(UserError, match=r"search.storage postgresql://.* does not answer") as told,
+        beside(stop_it),
+    ):
         sweep.run()
     assert "\n" not in str(told.value)
     assert "start it or mend the address; the same command goes on" in str(told.value)
     with pytest.raises(UserError, match="does not answer"):  # at once, when it is started again too early
         sweep.run()
-    control(server, "-o", f'-h "" -k {server.pgdata}', "start")
+    start(server)
     sweep.run()
     assert states(sweep.trials()) == ["COMPLETE", "COMPLETE"]
 

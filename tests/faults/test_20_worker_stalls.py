@@ -49,7 +49,7 @@ def test_20_it_held_the_journal(tmp_path, digits_data):
         while not held:
             process.suspend()
             try:
-                with FileLock(tmp_path / "search" / "journal.log.lock", timeout=0):
+                with FileLock(tmp_path / "search" / "journal.flock", timeout=0):
                     pass
             except Timeout:
                 held.append(process)

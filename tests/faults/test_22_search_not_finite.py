@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from searching import Sweep, search_with, states, status, tags
+
+pytestmark = pytest.mark.slow
 
 
 def test_22_one_trial_fails_and_the_search_goes_on(tmp_path, digits_data, capfd):

@@ -16,7 +16,8 @@ from searching import postgres, search_with, states
 from training_recipes import recipe_with
 
 from cnn_tuning.config import SearchConfig, to_plain, validate
-from cnn_tuning.search.study import Lost, SharedStudy, is_gone, study_name, this_process
+from cnn_tuning.search.question import question_of, study_name
+from cnn_tuning.search.study import Lost, SharedStudy, is_gone, this_process
 
 RECIPE = recipe_with([])
 TAKE_ALL = """
@@ -153,7 +154,8 @@ def test_of_a_smaller_budget_no_more_is_run(tmp_path):
 
 def test_a_changed_question_is_another_study_and_a_larger_budget_is_not():
     def name(recipe=RECIPE, data="d", code="c", **changes):
-        return study_name(search_with(**changes), recipe, data, code)
+        search = search_with(**changes)
+        return study_name(search, question_of(search, recipe, data, code))
 
     free = [
         {"budget": {"trials": 99, "minutes": 3.0}},
@@ -191,7 +193,7 @@ def test_half_a_line_at_the_journals_end_is_forgotten(tmp_path):
     assert all(json.loads(line) for line in (tmp_path / "journal.log").read_text().splitlines())
 
 
-@pytest.mark.parametrize("file", ["journal.log.lock", "study.lock"])
+@pytest.mark.parametrize("file", ["journal.flock", "study.lock"])
 def test_a_killed_process_leaves_no_lock(tmp_path, file):
     view(tmp_path)
     lock = f"from filelock import FileLock; lock = FileLock({str(tmp_path / file)!r}); lock.acquire(timeout=0.1); "

@@ -110,3 +110,56 @@ def test_what_is_under_way_when_the_time_is_spent_goes_on_later(tmp_path, digits
     interrupted, finished = first.runs()
     assert (status(interrupted), tags(interrupted)["trial.state"]) == ("KILLED", "interrupted")
     assert curve(finished) == list(again.intermediate_values.values())  # all of it, not only its end
+
+
+def test_a_changed_question_is_told_and_begun_anew(tmp_path, digits_data, capsys):
+    spent = {"trials": 3, "minutes": 1e-6}
+    Sweep(tmp_path, digits_data, search_with(budget=spent)).run()
+    capsys.readouterr()
+    Sweep(tmp_path, digits_data, search_with(budget=spent, seeds=2), ("optimizer.learning_rate=0.02",)).run()
+    told = capsys.readouterr().err
+    assert "not continuing test-" in told
+    assert "(0 of 3 trials done): changed optimizer.learning_rate (0.01 → 0.02), search.seeds (1 → 2)" in told
+
+
+def test_a_sampler_that_the_space_is_not_for_is_told_before_the_first_trial(tmp_path, digits_data):
+    choices = {"trainer.batch_size": {"kind": "categorical", "choices": [32, 64]}}
+    with pytest.raises(UserError, match="'cmaes' draws ranges without `when`, of which there is none"):
+        Sweep(tmp_path, digits_data, search_with(space=choices, sampler={"name": "cmaes"})).run()
+
+
+@pytest.mark.slow
+def test_several_seeds_are_averaged_and_judged_by_wilcoxons_test(tmp_path, digits_data):
+    space = {"optimizer.learning_rate": {"kind": "categorical", "choices": [0.01, 1e-5]}}
+    search = search_with(space=space, sampler={"name": "grid"}, seeds=5, pruner={"name": "wilcoxon"})
+    made = Sweep(tmp_path, digits_data, search, ("trainer.max_epochs=1",))
+    good, poor = made.run().trials
+    assert (good.state.name, poor.state.name) == ("COMPLETE", "PRUNED")
+    assert list(good.intermediate_values) == [0, 1, 2, 3, 4]
+    assert len(set(good.intermediate_values.values())) > 1
+    assert good.value == pytest.approx(sum(good.intermediate_values.values()) / 5)
+    assert poor.user_attrs["reason"] == "given up after 4 of 5 seeds"  # the first at which p < 0.1 is possible
+    assert (good.user_attrs["epochs"], poor.user_attrs["epochs"]) == (5, 4)
+
+
+@pytest.mark.slow
+def test_several_objectives(tmp_path, digits_data):
+    objectives = [
+        {"metric": "val/accuracy", "direction": "maximize"},
+        {"metric": "model/parameters", "direction": "minimize"},
+        {"metric": "time/train_seconds", "direction": "minimize"},
+    ]
+    space = {"model.arguments.units": {"kind": "categorical", "choices": [8, 64]}}
+    search = search_with(
+        space=space, objectives=objectives, pruner={"name": "none"}, budget={"trials": 2}, workers=2
+    )
+    made = Sweep(tmp_path, digits_data, search, ("model=lab_cnn", "trainer.max_epochs=1"))
+    trials = made.run().trials
+    assert states(trials) == ["COMPLETE", "COMPLETE"]
+    for trial in trials:
+        accuracy, parameters, seconds = trial.values
+        units = int(trial.params["model.arguments.units"])
+        # Two convolutions 3×3 of 32 and 64, 2×2 places left of 8×8 pixels, two dense layers.
+        assert parameters == 9 * 32 + 32 + 9 * 32 * 64 + 64 + (256 + 1) * units + (units + 1) * 10
+        assert 0 < accuracy <= 1
+        assert seconds > 0

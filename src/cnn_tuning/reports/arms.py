@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnn_tuning.reports.plots import ACCENT, INK, PALE, SECOND, _figure, _save
+from cnn_tuning.reports.plots import ACCENT, INK, PALE, SECOND, new_figure, save
 
 LABEL_WIDTH = 34
 # A row this many times further out than rows usually are, which would stretch the axis so many times, is named at
@@ -41,12 +41,12 @@ def draw_rows(panels: Mapping[str, Sequence[Row]], note: str, out: Path, *, zero
     """Draw the same rows in a panel for each title, one below the other; `zero` is marked."""
     labels = _wrapped([row.label for row in next(iter(panels.values()))])
     lines = sum(max(1.5, 0.5 + 0.6 * (label.count("\n") + 1)) for label in labels)
-    figure, grid = _figure(9.5, (0.75 + 0.27 * lines) * len(panels) + 0.2, rows=len(panels))
+    figure, grid = new_figure(9.5, (0.75 + 0.27 * lines) * len(panels) + 0.2, rows=len(panels))
     for axes, (title, rows) in zip(np.atleast_1d(np.asarray(grid, dtype=object)), panels.items(), strict=True):
         _panel(axes, rows, labels, zero=zero)
         axes.set_title(title, loc="left")
     figure.supxlabel(note, fontsize=8, x=0.99, ha="right")
-    _save(figure, out)
+    save(figure, out)
 
 
 def _panel(axes: Any, rows: Sequence[Row], labels: Sequence[str], *, zero: bool) -> None:
@@ -129,7 +129,7 @@ def draw_heat_map(
     low, high = (known.min(), known.max()) if len(known) else (0.0, 0.0)
     depths = 0.12 + 0.6 * (shade - low) / max(high - low, 0.1)
     height = (0.9 + 0.62 * len(rows)) * len(panels)
-    figure, grid = _figure(min(14.0, 3 + 1.15 * len(columns)), height, rows=len(panels))
+    figure, grid = new_figure(min(14.0, 3 + 1.15 * len(columns)), height, rows=len(panels))
     places = np.atleast_1d(np.asarray(grid, dtype=object))
     for axes, (title, cells), depth in zip(places, panels.items(), depths, strict=True):
         _heat_map(axes, depth, [[text for _, text in line] for line in cells])
@@ -137,7 +137,7 @@ def draw_heat_map(
         axes.set_yticks(range(len(rows)), [textwrap.fill(x, 20) for x in rows])
         axes.set(xlabel=names[1], ylabel=names[0])
         axes.set_title(title, loc="left")
-    _save(figure, out)
+    save(figure, out)
 
 
 def _heat_map(axes: Any, depth: NDArray[np.float64], texts: Sequence[Sequence[str]]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cnn_tuning.config import Choice, Dimension
-from cnn_tuning.reports.plots import ACCENT, INK, PALE, SECOND, _figure, _save
+from cnn_tuning.reports.plots import ACCENT, INK, PALE, SECOND, new_figure, save
 from cnn_tuning.reports.scales import NAMES, rule, short_names
 from cnn_tuning.reports.search_view import SearchView, Trial
 
@@ -28,7 +28,7 @@ def importance(view: SearchView, out: Path) -> str:
     if not known:
         return ""
     most = max(len(weights) for weights in known.values())
-    figure, grid = _figure(WIDTH, 1.1 + 0.32 * most, columns=len(known))
+    figure, grid = new_figure(WIDTH, 1.1 + 0.32 * most, columns=len(known))
     names = short_names(view.space)
     for axes, (metric, weights) in zip(np.atleast_1d(grid), known.items(), strict=True):
         ordered = sorted(weights.items(), key=lambda item: item[1])
@@ -37,7 +37,7 @@ def importance(view: SearchView, out: Path) -> str:
         axes.set(xlim=(0, 112), xlabel="share, %")
         axes.set_title(f"Importance for the {NAMES[metric]}", loc="left")
         axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, out)
+    save(figure, out)
     return ""
 
 
@@ -46,7 +46,7 @@ def parallel(view: SearchView, out: Path) -> str:
     names = view.varied()[:MOST_PARAMETERS]
     if len(view.complete) < 2 or not names:
         return "it needs two complete trials with different values"
-    figure, axes = _figure(max(WIDTH, 1.0 * len(names)), 4.6)
+    figure, axes = new_figure(max(WIDTH, 1.0 * len(names)), 4.6)
     result = view.metric_scale(view.main)
     scales = [*(view.scale(name) for name in names), result]
     missing = any(name not in trial.parameters for trial in view.complete for name in names)
@@ -74,7 +74,7 @@ def parallel(view: SearchView, out: Path) -> str:
     axes.set_title("A line is a complete trial, the thick one the best; dark is better", loc="left")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    _save(figure, out)
+    save(figure, out)
     return ""
 
 
@@ -85,7 +85,7 @@ def slices(view: SearchView, out: Path) -> str:
         return "it needs two complete trials with different values"
     columns = min(len(names), 3)
     rows = -(-len(names) // columns)
-    figure, grid = _figure(WIDTH, 0.3 + 2.7 * rows, rows=rows, columns=columns)
+    figure, grid = new_figure(WIDTH, 0.3 + 2.7 * rows, rows=rows, columns=columns)
     result = view.metric_scale(view.main)
     cells = np.atleast_1d(np.asarray(grid, dtype=object)).ravel()
     for axes in cells[len(names) :]:
@@ -106,7 +106,7 @@ def slices(view: SearchView, out: Path) -> str:
                 mark, colour = ("x", FAILED) if trial.state == "failed" else ("|", SECOND)
                 axes.plot(x, 0.02, mark, color=colour, markersize=5, transform=axes.get_xaxis_transform())
     figure.suptitle("Star: the best; marks at the bottom: pruned | and failed ×", fontsize=10, x=0.01, ha="left")
-    _save(figure, out)
+    save(figure, out)
     return ""
 
 
@@ -116,7 +116,7 @@ def contour(view: SearchView, out: Path) -> str:
     shown = [trial for trial in view.complete if all(name in trial.parameters for name in names)]
     if len(names) < 2 or len(shown) < 3:
         return "it needs three complete trials in which two parameters vary"
-    figure, axes = _figure(WIDTH, 4.8)
+    figure, axes = new_figure(WIDTH, 4.8)
     (x, y), result = [view.scale(name) for name in names], view.metric_scale(view.main)
     points = np.array([[s.part(t.parameters[n]) for n, s in zip(names, (x, y), strict=True)] for t in shown])
     heights = np.array([result.place(trial.values[view.main]) for trial in shown])
@@ -142,7 +142,7 @@ def contour(view: SearchView, out: Path) -> str:
     bar.outline.set_visible(False)
     about = "; colour: the mean of trials nearby" if continuous and len(shown) >= FEWEST_FOR_SURFACE else ""
     axes.set_title(f"Complete trials by two parameters; star: the best{about}", loc="left")
-    _save(figure, out)
+    save(figure, out)
     return ""
 
 

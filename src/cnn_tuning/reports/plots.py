@@ -20,7 +20,7 @@ def learning_curves(history: Path, out: Path) -> None:
     with history.open() as file:
         rows = list(csv.DictReader(file))
     epochs = [int(row["epoch"]) for row in rows]
-    figure, (left, right) = _figure(9.5, 3.6, columns=2)
+    figure, (left, right) = new_figure(9.5, 3.6, columns=2)
     for split, colour in (("train", ACCENT), ("val", SECOND)):
         loss = [float(row[f"{split}/loss"]) for row in rows]
         error = [100 * (1 - float(row[f"{split}/accuracy"])) for row in rows]
@@ -33,7 +33,7 @@ def learning_curves(history: Path, out: Path) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False)
         axes.grid(color=PALE, linewidth=0.6)
-    _save(figure, out)
+    save(figure, out)
 
 
 def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str], out: Path) -> None:
@@ -41,7 +41,7 @@ def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str], out: 
     count = len(classes)
     share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     side = min(14.0, 3.2 + 0.42 * count)
-    figure, axes = _figure(side + 0.6, side)
+    figure, axes = new_figure(side + 0.6, side)
     # The fourth root lets a single mistake in a thousand be seen beside the diagonal.
     image = axes.imshow(share**0.25, cmap="Blues", vmin=0, vmax=1)
     axes.set(title="Confusion matrix, test split", xlabel="answered", ylabel="true class")
@@ -55,12 +55,12 @@ def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str], out: 
     bar = figure.colorbar(image, ax=axes, shrink=0.75, ticks=[0, 0.01**0.25, 0.1**0.25, 1])
     bar.ax.set_yticklabels(["0", "1 %", "10 %", "100 %"])
     bar.set_label("share of the true class")
-    _save(figure, out)
+    save(figure, out)
 
 
 def calibration(table: Path, confidence: float, out: Path) -> None:
     """Draw from `calibration.csv` how often answers of a confidence were right, and how many there were."""
-    figure, (top, bottom) = _figure(5.2, 5.6, rows=2, heights=(3, 1))
+    figure, (top, bottom) = new_figure(5.2, 5.6, rows=2, heights=(3, 1))
     with table.open() as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     stated, counts = [row["confidence"] for row in rows], [row["images"] for row in rows]
@@ -74,14 +74,14 @@ def calibration(table: Path, confidence: float, out: Path) -> None:
     top.grid(color=PALE, linewidth=0.6)
     bottom.bar(stated, counts, width=0.03, color=ACCENT)
     bottom.set(xlabel="confidence of the answer", ylabel="images", yscale="log", xlim=(0, 1.01))
-    _save(figure, out)
+    save(figure, out)
 
 
 def mistakes(images: NDArray[np.uint8], captions: Sequence[tuple[str, str, float]], total: int, out: Path) -> None:
     """Draw wrongly classified pictures (N×C×H×W), with (true class, answer, probability) under each."""
     columns = 6 if len(images) else 1
     rows = max(1, -(-len(images) // columns))
-    figure, grid = _figure(9.5, 0.8 + 1.75 * rows, rows=rows, columns=columns)
+    figure, grid = new_figure(9.5, 0.8 + 1.75 * rows, rows=rows, columns=columns)
     cells = np.atleast_1d(np.asarray(grid, dtype=object)).ravel()
     for axes in cells:
         axes.axis("off")
@@ -90,10 +90,10 @@ def mistakes(images: NDArray[np.uint8], captions: Sequence[tuple[str, str, float
         axes.set_title(f"{answer} ({probability:.0%}), is {true}", fontsize=8, color=INK, parse_math=False)
     shown = f"the {len(images)} most confident of {total}" if len(images) < total else f"all {total}"
     figure.suptitle(f"Mistakes on the test split: {shown}" if total else "No mistakes on the test split")
-    _save(figure, out)
+    save(figure, out)
 
 
-def _figure(
+def new_figure(
     width: float, height: float, *, rows: int = 1, columns: int = 1, heights: Sequence[float] | None = None
 ) -> tuple[Any, Any]:
     import matplotlib
@@ -111,7 +111,7 @@ def _figure(
     )
 
 
-def _save(figure: Any, out: Path) -> None:
+def save(figure: Any, out: Path) -> None:
     import matplotlib.pyplot as plt
 
     # Without the date of writing, equal content is equal bytes.

@@ -10,7 +10,7 @@ import numpy as np
 
 from cnn_tuning.reports import parameter_plots
 from cnn_tuning.reports.parameter_plots import FAILED, WIDTH
-from cnn_tuning.reports.plots import ACCENT, INK, SECOND, _figure, _save
+from cnn_tuning.reports.plots import ACCENT, INK, SECOND, new_figure, save
 from cnn_tuning.reports.scales import Scale, metric_scale, rule
 from cnn_tuning.reports.search_view import SearchView, Trial
 
@@ -35,7 +35,7 @@ def history(view: SearchView, out: Path) -> str:
     """Draw the value of each trial in order, and the best so far."""
     if not any(trial.values or trial.curve for trial in view.trials):
         return "no trial came to a value"
-    figure, grid = _figure(WIDTH, 3.6 * len(view.directions), rows=len(view.directions))
+    figure, grid = new_figure(WIDTH, 3.6 * len(view.directions), rows=len(view.directions))
     for axes, metric in zip(np.atleast_1d(grid), view.directions, strict=True):
         pruned = [t for t in view.trials if t.state == "pruned" and t.curve and len(view.directions) == 1]
         last = {t.index: t.curve[-1][1] for t in pruned}
@@ -60,7 +60,7 @@ def history(view: SearchView, out: Path) -> str:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("trial")
     _legend(figure, axes)
-    _save(figure, out)
+    save(figure, out)
     return ""
 
 
@@ -71,7 +71,7 @@ def curves(view: SearchView, out: Path) -> str:
         return "with several objectives no trial is compared while it runs"
     if not any(len(trial.curve) > 1 for trial in shown):
         return f"no trial reported values of more than one {view.curve_step}"
-    figure, axes = _figure(WIDTH, 4.4)
+    figure, axes = new_figure(WIDTH, 4.4)
     scale = metric_scale(view.main, [value for trial in shown for _, value in trial.curve])
     rule(axes, "y", scale)
     seen: set[str] = set()
@@ -86,7 +86,7 @@ def curves(view: SearchView, out: Path) -> str:
     axes.set_xlabel(view.curve_step)
     axes.xaxis.get_major_locator().set_params(integer=True)
     _legend(figure, axes)
-    _save(figure, out)
+    save(figure, out)
     return ""
 
 
@@ -97,7 +97,7 @@ def pareto(view: SearchView, out: Path) -> str:
     if not view.complete:
         return "no trial is complete"
     first, *others = view.directions
-    figure, grid = _figure(WIDTH, 4.4, columns=len(others))
+    figure, grid = new_figure(WIDTH, 4.4, columns=len(others))
     y = view.metric_scale(first)
     for axes, metric in zip(np.atleast_1d(grid), others, strict=True):
         x = view.metric_scale(metric)
@@ -116,7 +116,7 @@ def pareto(view: SearchView, out: Path) -> str:
         _number(axes, [(t.index, *spot[t.index]) for t in view.front], x, y)
         axes.set_title("Numbers: trials on the front", loc="left")
     _legend(figure, axes)
-    _save(figure, out)
+    save(figure, out)
     return ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -26,6 +27,8 @@ def print_summary(results: Path) -> None:
         training = json.loads((results / "training/training.json").read_text())
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: run `dvc repro` first") from None
+    if "baseline" not in registered:
+        raise UserError(f"{results}/evaluation is of an earlier version: run `dvc repro`")
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, registration in registered.items():
         test, level = metrics[name]["test"], f"{100 * registration['confidence']:g} % interval"
@@ -37,9 +40,9 @@ def print_summary(results: Path) -> None:
     seconds = training["seconds"]
     speed = f"{training['samples_per_second']:,} samples/s on {training['device']}"
     table.add_row("training", f"{seconds['train']:.1f} s, {speed}")
-    for verdicts in sorted(results.glob("ablation/*/verdicts.txt")):
-        for sentence in verdicts.read_text().splitlines():
-            table.add_row(f"ablation {verdicts.parent.name}", sentence)
+    for comparisons in sorted(results.glob("ablation/*/comparisons.csv")):
+        for row in csv.DictReader(comparisons.read_text().splitlines()):
+            table.add_row(f"ablation {comparisons.parent.name}", _compared(row))
     reports = [
         path for name in ("evaluation", "search", "ablation") if (path := results / name / "report.html").exists()
     ]
@@ -54,6 +57,14 @@ def print_summary(results: Path) -> None:
     console.print(table)
     console.print("\nNext:")
     console.print(commands)
+
+
+def _compared(row: dict[str, str]) -> str:
+    if not row["accuracy_low"]:
+        return f"{row['arm']} against {row['reference']}: see the report"
+    value, low, high = (100 * float(row[f"accuracy_{name}"]) for name in ("difference", "low", "high"))
+    found = "" if low > 0 or high < 0 else ", within chance"
+    return f"{row['arm']} against {row['reference']}: {value:+.2f} points [{low:.2f}, {high:.2f}]{found}"
 
 
 def _verdict(comparison: dict[str, float]) -> str:

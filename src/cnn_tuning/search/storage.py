@@ -40,7 +40,8 @@ class JournalLock:
 
     def __init__(self, path: Path, wait_s: Callable[[], float]) -> None:
         self.path, self.wait_s = path, wait_s
-        self._lock = FileLock(f"{path}.lock", thread_local=False)
+        # Not under the name of Optuna's own lock: a dashboard would take it for one that was left behind.
+        self._lock = FileLock(path.with_suffix(".flock"), thread_local=False)
 
     def acquire(self) -> bool:
         """Wait for the lock; drop half a line."""
@@ -78,6 +79,7 @@ def open_storage(uri: str, folder: Path, lock_wait_s: Callable[[], float] = lamb
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
 
+    folder.mkdir(parents=True, exist_ok=True)
     if uri == "journal":
         path = folder / JOURNAL
         try:

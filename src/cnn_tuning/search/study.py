@@ -11,8 +11,6 @@ failed), and what `trial.Spent` has.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -22,26 +20,16 @@ from typing import Any, Literal
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from cnn_tuning.config import Recipe, SearchConfig, to_plain
+from cnn_tuning.config import Recipe, SearchConfig
 from cnn_tuning.search.samplers import build_pruner, build_sampler
-from cnn_tuning.search.space import Chosen, common_recipe, first_values, most_epochs, suggest
+from cnn_tuning.search.space import Chosen, first_values, most_epochs, suggest
 from cnn_tuning.search.storage import LOCK_WAIT_S, Result, alone, open_storage, patiently
 
-# What may change without being another question: how much, by whom, and what is made of it afterwards.
-FREE = ("budget", "workers", "storage", "heartbeat_s", "grace_s", "retries", "importance", "refit_seeds")
 BEGAN_S = 2.0  # a process's start is derived from the boot time, which moves when the clock is set
 
 
 class Lost(Exception):
     """Another process was given the trial: this one seemed dead."""
-
-
-def study_name(search: SearchConfig, recipe: Recipe, data_digest: str, code: str) -> str:
-    """Return the name of the study that answers this question, with these data and this code."""
-    question = {name: value for name, value in to_plain(search).items() if name not in FREE}
-    # The recipe with the settings: what they replace, such as the epochs of the refit, is another matter.
-    asked = [question, to_plain(common_recipe(search, recipe)), data_digest, code]
-    return f"{search.name}-{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]}"
 
 
 def this_process() -> str:

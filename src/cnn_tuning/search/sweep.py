@@ -18,9 +18,10 @@ from cnn_tuning.data.packed import PackedData
 from cnn_tuning.errors import UserError
 from cnn_tuning.machine import usable_cores
 from cnn_tuning.search.progress import SearchProgress
+from cnn_tuning.search.question import explain_others, note, question_of, study_name
 from cnn_tuning.search.staff import Staff
 from cnn_tuning.search.storage import PATIENCE_S, is_passing, unreachable
-from cnn_tuning.search.study import SharedStudy, is_gone, process_of, study_name, this_process
+from cnn_tuning.search.study import SharedStudy, is_gone, process_of, this_process
 from cnn_tuning.search.watch import Watch
 from cnn_tuning.search.worker import Spec
 from cnn_tuning.tracking.run import Run
@@ -58,8 +59,12 @@ def run_search(
     """
     data = PackedData.open(data_folder)
     _make_folder(folder)
-    name = study_name(search, recipe, data.meta.digest, code_digest())
+    question = question_of(search, recipe, data.meta.digest, code_digest())
+    name = study_name(search, question)
     study = SharedStudy(search, recipe, name, folder, me=this_process(), patience_s=lambda: 0.0)
+    for line in explain_others(study.storage, name, question):
+        print(f"search: {line}", file=sys.stderr)
+    note(study.study, question)
     left_out = study.provide_trials()
     if left_out:
         print(f"search: {left_out} points of the grid are left out (search.budget.trials)", file=sys.stderr)
