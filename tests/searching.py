@@ -18,7 +18,7 @@ from typing import Any
 
 import optuna
 import psutil
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from optuna.trial import TrialState
 from training_recipes import recipe_with
 
@@ -67,8 +67,7 @@ class Sweep:
         )
         self.spool.mkdir(parents=True, exist_ok=True)
         recipe = recipe_with(list(self.overrides))
-        # While this lock is held, no process delivers: the events stay as they were written.
-        with FileLock(self.spool / "deliver.lock"):
+        with _undelivered(self.spool):
             tracked = Run.start(tracking, name="parent", kind="tune", params={}, waits=False)
             return run_search(
                 self.search, recipe, self.data, self.folder / "search", tracked=tracked, tracking=tracking
@@ -118,6 +117,16 @@ class Sweep:
         return sorted(
             ([json.loads(line) for line in text.splitlines()] for text in texts), key=lambda r: r[0]["at"]
         )
+
+
+@contextmanager
+def _undelivered(spool: Path) -> Iterator[None]:
+    """Keep processes from delivering: the events stay as they were written. Two searches may share a spool."""
+    try:
+        with FileLock(spool / "deliver.lock", timeout=0):
+            yield
+    except Timeout:
+        yield
 
 
 def running(trials: Trials) -> Trials:

@@ -41,7 +41,8 @@ def test_each_arm_is_trained_once_with_each_seed(jobs, packed, tmp_path, trackin
     for result in results:
         assert result.right.shape == (images,)
         assert result.val_accuracy == result.right.mean()
-        assert result.usd == result.seconds > 0
+        assert result.usd == pytest.approx(result.seconds)
+        assert result.seconds > 0
         assert (result.epochs, result.updates) == (1, 6)
     written = {p: p.stat().st_mtime_ns for p in (tmp_path / "arms").glob("*/result.json")}
     assert len(written) == 4

@@ -51,6 +51,13 @@ def test_every_shipped_search_composes(option):
     assert composed("experiment=lab", f"search={option}").search.name == option
 
 
+@pytest.mark.parametrize("experiment", sorted(p.stem for p in (CONF / "experiment").glob("*.yaml")))
+def test_what_an_experiment_changes_in_an_ablation_counts_only_where_it_is_chosen(experiment):
+    assert composed(f"experiment={experiment}", "ablation=none").ablation.questions == {}
+    other = composed(f"experiment={experiment}", "ablation=schedule").ablation.questions
+    assert list(other) == ["schedule"]
+
+
 def test_several_ablations_are_chosen_together():
     config = composed("experiment=digits", "ablation=[dropout,schedule]")
     assert list(config.ablation.questions) == ["dropout", "schedule"]

@@ -6,7 +6,7 @@ import itertools
 
 import optuna
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from searching import SPACE, search_with
 from training_recipes import CONF, recipe_with
@@ -29,6 +29,7 @@ SECTIONS = {
 }
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 10**6))
 def test_values_lie_in_the_space_and_make_a_recipe(seed):
     search = search_with(space={**SPACE, **SECTIONS, "trainer.max_epochs": {"kind": "int", "low": 1, "high": 6}})

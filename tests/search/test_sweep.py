@@ -163,3 +163,14 @@ def test_several_objectives(tmp_path, digits_data):
         assert parameters == 9 * 32 + 32 + 9 * 32 * 64 + 64 + (256 + 1) * units + (units + 1) * 10
         assert 0 < accuracy <= 1
         assert seconds > 0
+
+
+@pytest.mark.slow
+def test_two_searches_at_once_share_the_trials(tmp_path, digits_data):
+    made = Sweep(tmp_path, digits_data, search_with(budget={"trials": 6}), ("trainer.max_epochs=6",))
+    processes = [made.start(), made.start()]
+    printed = [process.communicate(timeout=200)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    trials = made.trials()
+    assert states(trials) == ["COMPLETE"] * 6
+    assert sorted(tags(run)["trial.number"] for run in made.runs()) == [str(number) for number in range(6)]

@@ -157,7 +157,7 @@ def compose_groups(choices: Mapping[str, Choices], conf: Path, problems: list[st
 def drop_unchosen(tree: dict[str, Any]) -> None:
     """Forget, in place, what an experiment changes in ablations that are not chosen."""
     questions = tree.get("ablation", {}).get("questions", {})
-    for name in [name for name, question in questions.items() if "factors" not in question]:
+    for name in [name for name, question in questions.items() if "question" not in question]:
         del questions[name]
 
 

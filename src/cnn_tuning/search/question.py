@@ -37,7 +37,7 @@ def explain_others(storage: BaseStorage, name: str, question: dict[str, Any]) ->
         theirs = other.user_attrs.get(ATTR)
         if other.study_name == name or other.study_name[:-16] != name[:-16] or not isinstance(theirs, dict):
             continue
-        trials = storage.get_all_trials(other._study_id, deepcopy=False)
+        trials = storage.get_all_trials(storage.get_study_id_from_name(other.study_name), deepcopy=False)
         done = sum(trial.state.is_finished() for trial in trials)
         if done == len(trials):
             continue

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cnn_tuning.config import Recipe, SearchConfig, TrackingConfig, patch
 from cnn_tuning.data.packed import PackedData
@@ -61,20 +61,29 @@ def run_search(
     _make_folder(folder)
     question = question_of(search, recipe, data.meta.digest, code_digest())
     name = study_name(search, question)
-    study = SharedStudy(search, recipe, name, folder, me=this_process(), patience_s=lambda: 0.0)
-    for line in explain_others(study.storage, name, question):
-        print(f"search: {line}", file=sys.stderr)
-    note(study.study, question)
-    left_out = study.provide_trials()
-    if left_out:
-        print(f"search: {left_out} points of the grid are left out (search.budget.trials)", file=sys.stderr)
     tracked.set_tags({"study": name})
     if search.workers > 1 and recipe.trainer.threads is None:
         # Part of the recipe: results are equal to the bit only at an equal number of threads.
         recipe = patch(recipe, {"trainer.threads": max(1, usable_cores() // search.workers)})
     spec = Spec(search, recipe, tracking, name, str(folder), str(data_folder), tracked.key, os.getpid())
-    Sweep(study, spec).run()
+    try:
+        study = SharedStudy(search, recipe, name, folder, me=this_process(), patience_s=lambda: 0.0)
+        _prepare(study, question)
+        Sweep(study, spec).run()
+    except Exception as error:
+        if not is_passing(error):
+            raise
+        raise unreachable(search.storage, error) from None
     return study.study
+
+
+def _prepare(study: SharedStudy, question: dict[str, Any]) -> None:
+    for line in explain_others(study.storage, study.name, question):
+        print(f"search: {line}", file=sys.stderr)
+    note(study.study, question)
+    left_out = study.provide_trials()
+    if left_out:
+        print(f"search: {left_out} points of the grid are left out (search.budget.trials)", file=sys.stderr)
 
 
 def _make_folder(folder: Path) -> None:
