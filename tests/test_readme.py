@@ -14,7 +14,7 @@ from project import ROOT, Project
 
 # `make test` is what runs this; the environment that it sets up is linked here.
 LEFT_OUT = {"make test"}
-SERVERS = {"mlflow ui": 5000, "make serve": 8080}
+SERVERS = {"mlflow ui": 5000, "make serve": 8080, "make dashboard": 8090}
 
 
 def commands(page: Path) -> list[str]:
@@ -36,10 +36,12 @@ def wait_for(port: int, process) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_readmes_commands_do_what_they_say(tmp_path):
-    # One epoch instead of the default's: the commands are tested here, not the accuracy.
-    project = Project(tmp_path / "project", "experiment: mnist\nseed: 0\ntrainer: {max_epochs: 1}\n", docs=True)
+    # One epoch and two trials instead of the default's: the commands are tested here, not the accuracy.
+    params = "experiment: mnist\nseed: 0\ntrainer: {max_epochs: 1}\nablation: none\n"
+    params += "search: {budget: {trials: 2}, settings: {trainer.max_epochs: 1}}\n"
+    project = Project(tmp_path / "project", params, docs=True)
     (project.path / ".venv").symlink_to(ROOT / ".venv")
     servers = []
     printed = {}

@@ -128,8 +128,11 @@ def check_variants(config: Config) -> list[str]:
         except UserError as error:
             problems += [f"ablation.questions.{name}.{line}" for line in _lines(error)]
     problems += [f"search.{line}" for line in _search_problems(config.search, recipe)]
-    if config.search.budget.dollars is not None and not config.tracking.price_per_hour:
-        problems.append("search.budget.dollars: needs tracking.price_per_hour")
+    if not config.tracking.price_per_hour:
+        if config.search.budget.dollars is not None:
+            problems.append("search.budget.dollars: needs tracking.price_per_hour")
+        if any(objective.metric == "cost/usd" for objective in config.search.objectives):
+            problems.append("search.objectives: cost/usd needs tracking.price_per_hour; or use time/train_seconds")
     return problems
 
 
@@ -160,8 +163,10 @@ def _search_problems(search: SearchConfig, recipe: Recipe) -> Iterator[str]:
         yield from (f"space.{name}: {line}" for line in _dimension_problems(search, common, name))
     if search.pruner.name != "none" and len(search.objectives) > 1:
         yield f"pruner.name: got {search.pruner.name!r}, must be 'none' with several objectives"
-    if search.pruner.name == "wilcoxon" and search.seeds < 2:
-        yield f"seeds: got {search.seeds}, must be at least 2 for the pruner 'wilcoxon'"
+    if search.pruner.name != "none" and not search.objectives[0].metric.startswith("val/"):
+        yield f"pruner.name: got {search.pruner.name!r}, but only val/accuracy and val/loss have curves: 'none'"
+    if search.pruner.name == "wilcoxon" and search.seeds < 4:
+        yield f"seeds: got {search.seeds}, must be at least 4 for the pruner 'wilcoxon', which pairs them"
     if search.sampler.name == "cmaes" and len(search.objectives) > 1:
         yield "sampler.name: 'cmaes' has one objective; use 'tpe', 'gp' or 'random'"
     if search.storage != "journal" and not search.storage.startswith(("postgresql://", "postgresql+psycopg://")):
@@ -188,7 +193,7 @@ def _dimension_problems(search: SearchConfig, common: Recipe, name: str) -> Iter
             yield f"low: got {dimension.low:g}, must be below high, {dimension.high:g}"
         if dimension.log and dimension.low <= 0:
             yield f"low: got {dimension.low:g}, must be above 0 where log is true"
-        if dimension.log and isinstance(dimension, FloatRange) and dimension.step is not None:
+        if dimension.log and dimension.step not in (None, 1 if isinstance(dimension, IntRange) else None):
             yield "step: a logarithmic range has none"
         ends: list[Any] = [dimension.low, dimension.high]
     else:
