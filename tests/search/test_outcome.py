@@ -344,7 +344,11 @@ def test_of_a_lower_loss_more_is_thought(tmp_path, own_recipe):
     assert (tmp_path / "contour.png").exists()
 
 
-ENDS = st.tuples(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6)).map(sorted).filter(lambda ends: ends[0] < ends[1])
+ENDS = (
+    st.tuples(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6))
+    .map(sorted)
+    .filter(lambda ends: 1.001 * ends[0] < ends[1])
+)
 
 
 @given(ends=ENDS, log=st.booleans())
@@ -353,6 +357,11 @@ def test_every_value_and_tick_is_on_its_axis(ends, log):
     assert scale.part(ends[0]) == pytest.approx(0)
     assert scale.part(ends[1]) == pytest.approx(1)
     readable(scale)
+
+
+def test_ends_whose_logarithms_are_one_number_are_in_the_middle():
+    scale = dimension_scale("x", FloatRange("float", 999999.9999999999, 1000000.0, log=True))
+    assert scale.part(1000000.0) == 0.5
 
 
 @given(values=st.lists(st.integers(0, 10_000).map(lambda right: right / 10_000), min_size=1, max_size=20))

@@ -56,7 +56,9 @@ class Scale:
     high: float
 
     def part(self, value: Any) -> float:
-        """Return where a value stands between the ends, 0 to 1."""
+        """Return where a value stands between the ends, 0 to 1; in the middle where they are one place."""
+        if self.high <= self.low:
+            return 0.5
         return (self.place(value) - self.low) / (self.high - self.low)
 
 
