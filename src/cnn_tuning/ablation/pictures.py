@@ -8,11 +8,10 @@ from pathlib import Path
 
 from cnn_tuning.ablation.compare import Comparison, Difference, Result, by_arm
 from cnn_tuning.ablation.tables import Arm, shared_reference, signed, spread
-from cnn_tuning.config import QuestionConfig, levels_of
+from cnn_tuning.config import EQUAL_UPDATES, QuestionConfig, levels_of
 from cnn_tuning.reports.arms import Row, draw_heat_map, draw_rows
 from cnn_tuning.statistics import mean_interval
 
-EQUAL_UPDATES = ", equal updates"
 Pictures = list[tuple[str, Path]]
 
 

@@ -22,9 +22,8 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from cnn_tuning.ablation.outcome import Result
-from cnn_tuning.config import QuestionConfig, Recipe, TrackingConfig, arms, flatten, patch, to_plain
+from cnn_tuning.config import QuestionConfig, Recipe, TrackingConfig, arms, flatten, patch, side_by_side, to_plain
 from cnn_tuning.data.packed import PackedData
-from cnn_tuning.machine import usable_cores
 from cnn_tuning.tracking.run import Run
 from cnn_tuning.training.fit import Diverged, Fitted, OutOfMemory, fit
 from cnn_tuning.training.resume import State
@@ -53,9 +52,7 @@ def jobs_of(name: str, question: QuestionConfig, recipe: Recipe, workers: int) -
 
     Several workers share the cores; the number of threads of each becomes part of its recipe.
     """
-    if workers > 1 and recipe.trainer.threads is None:
-        recipe = patch(recipe, {"trainer.threads": max(1, usable_cores() // workers)})
-    found = arms(recipe, question)
+    found = arms(side_by_side(recipe, workers), question)
     pairs = [(seed, label) for seed in range(question.seeds) for label in found]
     return [
         Job(name, label, patch(found[label], {"seed": recipe.seed + seed}), f"{i}/{len(pairs)}")

@@ -52,11 +52,22 @@ from cnn_tuning.config.schema import (
     TrackingConfig,
     TrainerConfig,
 )
-from cnn_tuning.config.variants import applies, arms, changes_of, grid, label_of, levels_of, recipe_of
+from cnn_tuning.config.variants import (
+    EQUAL_UPDATES,
+    applies,
+    arms,
+    changes_of,
+    grid,
+    label_of,
+    levels_of,
+    recipe_of,
+    side_by_side,
+)
 
 __all__ = [
     "AMBIENT",
     "CONF",
+    "EQUAL_UPDATES",
     "LOCK",
     "PARAMS",
     "AblationConfig",
@@ -109,6 +120,7 @@ __all__ = [
     "recipe_of",
     "sections_of",
     "select",
+    "side_by_side",
     "to_plain",
     "validate",
 ]

@@ -19,8 +19,10 @@ from cnn_tuning.config.schema import (
     SearchConfig,
 )
 from cnn_tuning.errors import UserError
+from cnn_tuning.machine import usable_cores
 
 Levels = Mapping[str, Any]
+EQUAL_UPDATES = ", equal updates"  # ends the label of an arm
 
 
 def levels_of(values: Sequence[Any] | Mapping[str, Any]) -> Levels:
@@ -70,9 +72,19 @@ def _balanced(found: dict[str, Recipe], reference: str, equal: str) -> dict[str,
             continue
         if equal == "both":
             balanced[label] = arm
-            label = f"{label}, equal updates"
+            label += EQUAL_UPDATES
         balanced[label] = patch(arm, {"trainer.max_epochs": epochs})
     return balanced
+
+
+def side_by_side(recipe: Recipe, workers: int) -> Recipe:
+    """Return the recipe with each worker's share of the cores, unless it names its threads.
+
+    Part of the recipe: results are equal to the bit only at an equal number of threads.
+    """
+    if workers == 1 or recipe.trainer.threads is not None:
+        return recipe
+    return patch(recipe, {"trainer.threads": max(1, usable_cores() // workers)})
 
 
 def applies(dimension: Dimension, chosen: Mapping[str, str]) -> bool:

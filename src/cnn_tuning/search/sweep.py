@@ -13,10 +13,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from cnn_tuning.config import Recipe, SearchConfig, TrackingConfig, patch
+from cnn_tuning.config import Recipe, SearchConfig, TrackingConfig, side_by_side
 from cnn_tuning.data.packed import PackedData
 from cnn_tuning.errors import UserError
-from cnn_tuning.machine import usable_cores
 from cnn_tuning.search.progress import SearchProgress
 from cnn_tuning.search.question import explain_others, note, question_of, study_name
 from cnn_tuning.search.staff import Staff
@@ -62,9 +61,7 @@ def run_search(
     question = question_of(search, recipe, data.meta.digest, code_digest())
     name = study_name(search, question)
     tracked.set_tags({"study": name})
-    if search.workers > 1 and recipe.trainer.threads is None:
-        # Part of the recipe: results are equal to the bit only at an equal number of threads.
-        recipe = patch(recipe, {"trainer.threads": max(1, usable_cores() // search.workers)})
+    recipe = side_by_side(recipe, search.workers)
     spec = Spec(search, recipe, tracking, name, str(folder), str(data_folder), tracked.key, os.getpid())
     try:
         study = SharedStudy(search, recipe, name, folder, me=this_process(), patience_s=lambda: 0.0)
