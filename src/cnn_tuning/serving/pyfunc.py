@@ -37,7 +37,7 @@ REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "pyyaml", "sa
 
 # The part of the package that is shipped inside the model.
 CODE = (
-    *("__init__.py", "errors.py", "config", "models", "data/__init__.py", "data/images.py"),
+    *("__init__.py", "errors.py", "machine.py", "config", "models", "data/__init__.py", "data/images.py"),
     *("serving/__init__.py", "serving/inputs.py", "serving/predictor.py", "serving/pyfunc.py"),
 )
 
