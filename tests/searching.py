@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from optuna.trial import TrialState
 from training_recipes import recipe_with
 
-from cnn_tuning.config import SearchConfig, TrackingConfig, to_plain, validate
+from cnn_tuning.config import DiagnosisConfig, SearchConfig, TrackingConfig, to_plain, validate
 from cnn_tuning.search.storage import open_storage
 from cnn_tuning.search.sweep import run_search
 from cnn_tuning.tracking.run import Run
@@ -70,7 +70,13 @@ class Sweep:
         with _undelivered(self.spool):
             tracked = Run.start(tracking, name="parent", kind="tune", params={}, waits=False)
             return run_search(
-                self.search, recipe, self.data, self.folder / "search", tracked=tracked, tracking=tracking
+                self.search,
+                recipe,
+                self.data,
+                self.folder / "search",
+                diagnosis=DiagnosisConfig("none"),
+                tracked=tracked,
+                tracking=tracking,
             )
 
     def start(self) -> subprocess.Popen[str]:

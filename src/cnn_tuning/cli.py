@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="cnn-tuning")
 def cli() -> None:
-    """Train, tune, evaluate, register and serve image classifiers, reproducibly.
+    """Train, diagnose, tune, evaluate, register and serve image classifiers, reproducibly.
 
     The pipeline itself is run by `dvc repro`, or `make repro` on a fresh machine.
     """
@@ -116,6 +116,42 @@ def serve(model: str | None, overrides: tuple[str, ...]) -> None:
     else:
         own = settings(Registered, overrides)
         answer(model or _champion(own.registry), own.serving, tracking_uri(own.tracking))
+
+
+@cli.command()
+@click.argument("run", default="models/baseline")
+@click.argument("overrides", nargs=-1)
+@click.option("--data", type=click.Path(path_type=Path), default=Path("data/prepared"), show_default=True,
+              help="For a range test, where the learning rate is in doubt.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def diagnose(run: str, overrides: tuple[str, ...], data: Path, as_json: bool) -> None:
+    """Ask every rule about a recorded training. RUN: a model's folder or a run's id.
+
+    OVERRIDES change thresholds, such as diagnosis.rules.class_imbalance.thresholds.ratio=5.
+    """
+    from cnn_tuning.stages.diagnosing import diagnose_run
+
+    diagnose_run(run, overrides, data, as_json=as_json)
+
+
+@cli.command()
+@click.argument("run", default="models/baseline")
+@click.argument("overrides", nargs=-1)
+@click.option("--rule", help="Which finding to cure (default: the first that has a remedy).")
+@click.option("--seeds", default=3, show_default=True, help="Trainings of each kind.")
+@click.option("--workers", default=1, show_default=True, help="Trainings side by side.")
+@click.option("--data", type=click.Path(path_type=Path), default=Path("data/prepared"), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("scratch/cure"), show_default=True)
+def cure(
+    run: str, overrides: tuple[str, ...], rule: str | None, seeds: int, workers: int, data: Path, out: Path
+) -> None:
+    """Try a finding's remedy: train with and without it, same seeds, and say whether it helped.
+
+    RUN: a model's folder or a run's id. OVERRIDES change thresholds, as for `diagnose`.
+    """
+    from cnn_tuning.stages.diagnosing import cure_run
+
+    cure_run(run, overrides, data, out, rule=rule, seeds=seeds, workers=workers)
 
 
 @cli.command()

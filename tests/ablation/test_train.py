@@ -15,7 +15,7 @@ import pytest
 
 from cnn_tuning.ablation.train import jobs_of, missing, results_of, train_jobs
 from cnn_tuning.ablation.worker import share
-from cnn_tuning.config import QuestionConfig, flatten, patch, to_plain
+from cnn_tuning.config import DiagnosisConfig, QuestionConfig, flatten, patch, to_plain
 from cnn_tuning.training.resume import Interrupted
 
 SETTINGS = {"trainer.max_epochs": 1, "trainer.batch_size": 256}
@@ -28,7 +28,8 @@ def jobs(recipe):
 
 
 def train(jobs, packed, folder, tracking):
-    train_jobs(jobs, packed, folder, tracking=tracking(), parent="20260101-000000-ablate-00000000")
+    parent = "20260101-000000-ablate-00000000"
+    train_jobs(jobs, packed, folder, diagnosis=DiagnosisConfig("none"), tracking=tracking(), parent=parent)
 
 
 def test_each_arm_is_trained_once_with_each_seed(jobs, packed, tmp_path, tracking, store_db, rows):
@@ -119,6 +120,7 @@ def test_a_killed_worker_costs_nothing_but_time(recipe, packed, tmp_path, tracki
         "jobs": [{**vars(job), "recipe": to_plain(job.recipe)} for job in jobs],
         "data": str(packed.path),
         "folder": str(folder),
+        "diagnosis": {"name": "none"},
         "tracking": to_plain(tracking()),
         "parent": "20260101-000000-ablate-00000000",
     }

@@ -15,7 +15,7 @@ from cnn_tuning.models import bundle
 from cnn_tuning.models.network import Dropout, architectures, build_network
 
 SHAPES = {"lab_cnn": (1, 28, 28), "compact_cnn": (1, 28, 28), "compact_cnn_fast": (1, 28, 28),
-          "compact_cnn_small": (1, 8, 8), "resnet9": (3, 32, 32)}  # fmt: skip
+          "compact_cnn_small": (1, 8, 8), "resnet9": (3, 32, 32), "plain_cnn": (1, 8, 8)}  # fmt: skip
 
 
 def built(name: str, *overrides: str):
@@ -26,7 +26,7 @@ def built(name: str, *overrides: str):
 
 def test_every_model_of_conf_is_tested_here():
     assert set(SHAPES) == {p.stem for p in (CONF / "model").glob("*.yaml")}
-    assert set(architectures()) == {"lab_cnn", "compact_cnn", "resnet9"}
+    assert set(architectures()) == {"lab_cnn", "compact_cnn", "plain_cnn", "resnet9"}
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from project import Project
 
-STAGES = {"configure", "fetch", "preprocess", "train", "ablate", "tune", "evaluate"}
+STAGES = {"configure", "fetch", "preprocess", "train", "ablate", "tune", "diagnose", "evaluate"}
 
 
 def ran(printed: str) -> list[str]:
@@ -148,9 +148,9 @@ def test_a_second_run_computes_nothing_and_a_comment_neither(again):
 
 def test_a_changed_value_reruns_exactly_what_uses_it(again):
     (again.path / "params.yaml").write_text(ALONE)
-    assert set(ran(again.repro())) == {"configure", "ablate", "tune", "evaluate"}
+    assert set(ran(again.repro())) == {"configure", "ablate", "tune", "diagnose", "evaluate"}
     (again.path / "params.yaml").write_text(ALONE + "model: {dropout: dense}\n")
-    assert set(ran(again.repro())) == {"configure", "train", "ablate", "tune", "evaluate"}
+    assert set(ran(again.repro())) == STAGES - {"fetch", "preprocess"}
     registered = json.loads(again.text("results/evaluation/registration.json"))["baseline"]
     # Two models of the same quality on 359 images: the gate stays shut, and says with which figures.
     assert registered["promoted"] is False
@@ -170,6 +170,26 @@ def test_a_changed_value_reruns_exactly_what_uses_it(again):
     printed = again.repro()
     assert "Stage 'train' is cached" in printed
     assert set(ran(printed)) == {"configure", "evaluate"}
+
+
+def test_a_changed_threshold_judges_again_and_trains_nothing(again):
+    rule = "diagnosis: {rules: {class_imbalance: {thresholds: {ratio: 1.01}}}}\n"
+    (again.path / "params.yaml").write_text(ALONE + rule)
+    printed = again.repro("diagnose")
+    assert set(ran(printed)) == {"configure", "diagnose"}
+    assert "class_imbalance" in printed
+    assert json.loads(again.text("results/diagnosis/metrics.json"))["baseline"]["class_imbalance"] == 1
+    stops = "diagnosis: {rules: {class_imbalance: {action: stop, thresholds: {ratio: 1.01}}}}\n"
+    (again.path / "params.yaml").write_text(ALONE + stops)
+    again.repro("configure")
+    assert "diagnosis.stopping" in again.run("dvc", "status", "train")  # it decides when the training ends
+    wrong = "diagnosis: {rules: {class_imbalance: {thresholds: {ration: 2}}}}\n"
+    (again.path / "params.yaml").write_text(ALONE + wrong)
+    told = again.run("dvc", "repro", "configure", fails=True)
+    assert "did you mean 'ratio'" in told
+    assert "Traceback" not in told
+    (again.path / "params.yaml").write_text(ALONE)
+    again.repro()
 
 
 def test_verify_trains_again_to_the_same_bytes_and_notices_a_change(again):
@@ -220,6 +240,7 @@ def test_a_stage_that_was_interrupted_goes_on_where_it_stopped(again):
         assert store.execute(query).fetchall() == [("FINISHED",), ("KILLED",)]
 
 
+@pytest.mark.slow
 def test_exp_run_composes_the_experiment_that_is_asked_for(again):
     again.commit("before exp run")
     again.run("dvc", "exp", "run", "-S", "experiment=smoke", "-S", "seed=3")
@@ -227,6 +248,7 @@ def test_exp_run_composes_the_experiment_that_is_asked_for(again):
     assert (locked["experiment"], locked["seed"], locked["data"]["limit"]) == ("smoke", 3, 400)
 
 
+@pytest.mark.slow
 def test_mlflow_run_starts_the_entry_points_of_the_project(again):
     run = ("mlflow", "run", ".", "--env-manager", "local", "-e")
     assert "scratch/models/baseline: epoch 1 of 1" in again.run(

@@ -70,6 +70,16 @@ def test_own_values_of_sections_and_steps():
     assert "trainer.label_smoothing" not in own_values(search, recipe_with(["trainer.label_smoothing=0.15"]))
 
 
+def test_own_values_of_a_section_whose_inner_value_is_searched_too():
+    rate = {"optimizer.learning_rate": {"kind": "float", "low": 1e-3, "high": 1.0, "log": True}}
+    search = search_with(space={**SECTIONS, **rate})
+    sgd = patch(RECIPE, {"optimizer": {"name": "sgd", "learning_rate": 0.02, "momentum": 0.5}})
+    own = own_values(search, sgd)
+    assert (own["optimizer"], own["optimizer.momentum"], own["optimizer.learning_rate"]) == ("sgd", 0.5, 0.02)
+    decayed = patch(sgd, {"optimizer.weight_decay": 0.1})
+    assert "optimizer" not in own_values(search, decayed)
+
+
 def test_a_grid_is_every_point_once_and_no_more_than_the_budget():
     space = {
         "optimizer": SECTIONS["optimizer"],

@@ -6,7 +6,7 @@ import pytest
 from searching import search_with
 from training_recipes import recipe_with
 
-from cnn_tuning.config import TrackingConfig
+from cnn_tuning.config import DiagnosisConfig, TrackingConfig
 from cnn_tuning.search import staff
 from cnn_tuning.search.staff import Staff
 from cnn_tuning.search.worker import Spec
@@ -19,7 +19,17 @@ def hire(tmp_path, monkeypatch):
     def hire(script, size=1):
         monkeypatch.setattr(staff, "COMMAND", ["/bin/sh", "-c", script])
         tracking = TrackingConfig(name="t", experiment="t")
-        spec = Spec(search_with(), recipe_with([]), tracking, "study", str(tmp_path), "data", "key", 1)
+        spec = Spec(
+            search_with(),
+            recipe_with([]),
+            DiagnosisConfig("none"),
+            tracking,
+            "study",
+            str(tmp_path),
+            "data",
+            "key",
+            1,
+        )
         hired = Staff(size, tmp_path, spec)
         for _ in range(size):
             hired.hire()

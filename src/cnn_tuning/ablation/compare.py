@@ -29,7 +29,8 @@ from cnn_tuning.statistics import Estimate, each_of, holm, mcnemar, mean_interva
 class Result:
     """One training of an arm with a seed; `right`: whether each validation image was answered rightly.
 
-    Of a training that failed, `right` is None, the figures are NaN and `failure` says why.
+    Of a training that failed, `right` is None, the figures are NaN and `failure` says why. `findings`: the rules
+    of the diagnosis that fired.
     """
 
     arm: str
@@ -43,6 +44,7 @@ class Result:
     epochs: int
     updates: int
     failure: str = ""
+    findings: tuple[str, ...] = ()
 
     @property
     def gap(self) -> float:

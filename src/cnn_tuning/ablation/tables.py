@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -35,16 +36,19 @@ class Arm:
     usd: float
     epochs: float
     updates: float
+    findings: str = ""  # the rules that fired, each with the number of its trainings
 
 
 def summarise(arm: str, results: Sequence[Result]) -> Arm:
     """Return an arm's means, and the standard deviations over its seeds."""
     done = [r for r in results if r.right is not None]
-    values = {f.name: [getattr(r, f.name, math.nan) for r in done] for f in fields(Arm)[3:]}
+    values = {f.name: [getattr(r, f.name, math.nan) for r in done] for f in fields(Arm)[3:-1]}
     figures = {name: float(np.mean(own)) if done else math.nan for name, own in values.items()}
     for name in ("val_accuracy", "gap"):
         figures[f"{name}_std"] = float(np.std(values[name], ddof=1)) if len(done) > 1 else math.nan
-    return Arm(arm, len(done), len(results) - len(done), **figures)
+    counts = Counter(rule for result in results for rule in result.findings)
+    findings = ", ".join(f"{rule} {count}/{len(results)}" for rule, count in counts.most_common())
+    return Arm(arm, len(done), len(results) - len(done), **figures, findings=findings)
 
 
 def write_tables(
@@ -53,7 +57,8 @@ def write_tables(
     """Write `runs.csv`, `arms.csv` and `comparisons.csv`; what is unknown stays empty."""
     runs = ["arm", "seed", "val_accuracy", "train_accuracy", "gap", "val_loss", "seconds", "usd", "epochs",
             "updates", "failure"]  # fmt: skip
-    _write(folder / "runs.csv", runs, ([getattr(r, name) for name in runs] for r in results))
+    rows = ([*(getattr(r, name) for name in runs), " ".join(r.findings)] for r in results)
+    _write(folder / "runs.csv", [*runs, "findings"], rows)
     columns = [field.name for field in fields(Arm)]
     _write(folder / "arms.csv", columns, ([getattr(a, name) for name in columns] for a in arms))
     head = [
@@ -90,7 +95,7 @@ def arms_table(arms: Sequence[Arm], reference: str) -> Table:
     """Return the table of arms that a page shows."""
     paid = any(arm.usd > 0 for arm in arms)
     head = ["arm", "seeds", "val accuracy, %", "gap, points", "val loss", "time", *(["cost"] if paid else []),
-            "epochs", "updates"]  # fmt: skip
+            "epochs", "updates", *(["findings"] if any(arm.findings for arm in arms) else [])]  # fmt: skip
     rows = []
     for a in arms:
         texts = [
@@ -102,6 +107,7 @@ def arms_table(arms: Sequence[Arm], reference: str) -> Table:
             *([_known(a.usd, f"${a.usd:.3g}")] if paid else []),
             _known(a.epochs, f"{a.epochs:,.4g}"),
             _known(a.updates, f"{a.updates:,.0f}"),
+            *([a.findings or NOTHING] if "findings" in head else []),
         ]
         name = f"{a.arm} (reference)" if a.arm == reference else a.arm
         rows.append([Cell(name), *map(Cell, texts)])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,19 +18,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from cnn_tuning.ablation.outcome import Result
-from cnn_tuning.config import QuestionConfig, Recipe, TrackingConfig, arms, flatten, patch, side_by_side, to_plain
+from cnn_tuning.config import (
+    DiagnosisConfig,
+    QuestionConfig,
+    Recipe,
+    TrackingConfig,
+    arms,
+    flatten,
+    patch,
+    side_by_side,
+    to_plain,
+)
 from cnn_tuning.data.packed import PackedData
+from cnn_tuning.diagnosis.findings import Finding, tags_of, write_findings
+from cnn_tuning.diagnosis.judge import diagnose
+from cnn_tuning.diagnosis.recording import TIMES, Recording, write_part, write_recording
+from cnn_tuning.diagnosis.watch import Watch
 from cnn_tuning.tracking.run import Run
 from cnn_tuning.training.fit import Diverged, Fitted, OutOfMemory, fit
 from cnn_tuning.training.resume import State
 
 RESULT = "result.json"
 RIGHT = "right.npy"
+UNFINISHED = "unfinished"
 
 
 @dataclass(frozen=True)
@@ -61,7 +76,13 @@ def jobs_of(name: str, question: QuestionConfig, recipe: Recipe, workers: int) -
 
 
 def train_jobs(
-    jobs: Sequence[Job], data: PackedData, folder: Path, *, tracking: TrackingConfig, parent: str
+    jobs: Sequence[Job],
+    data: PackedData,
+    folder: Path,
+    *,
+    diagnosis: DiagnosisConfig,
+    tracking: TrackingConfig,
+    parent: str,
 ) -> None:
     """Train each job that no process has trained or is training; `parent` is the key of the ablation's run.
 
@@ -73,7 +94,7 @@ def train_jobs(
         try:
             with FileLock(kept / "lock", timeout=0):
                 if not (kept / RESULT).exists():
-                    _train(job, data, kept, tracking, parent)
+                    _train(job, data, kept, diagnosis, tracking, parent)
         except Timeout:
             continue  # another process is at it
 
@@ -99,27 +120,64 @@ def _kept(job: Job, data: PackedData, folder: Path) -> Path:
     return State(folder, job.recipe, data.meta.digest).path
 
 
-def _train(job: Job, data: PackedData, kept: Path, tracking: TrackingConfig, parent: str) -> None:
-    began = time.monotonic()
+def _train(
+    job: Job, data: PackedData, kept: Path, diagnosis: DiagnosisConfig, tracking: TrackingConfig, parent: str
+) -> None:
     tags = {"ablation": job.question, "arm": job.arm, "seed": str(job.recipe.seed)}
     name = f"{job.question}: {job.arm}, seed {job.recipe.seed}"
-    state, params = kept / "unfinished", flatten(to_plain(job.recipe))
+    params = flatten(to_plain(job.recipe))
+    began, watch = time.monotonic(), Watch(job.recipe, diagnosis, job.name, stops=False)
     try:
         with Run.start(
             tracking, name=name, kind="arm", params=params, tags=tags, parent=parent, waits=False
         ) as tracked:
-            fitted = fit(job.recipe, data, state_folder=state, log=tracked.log_metrics, name=job.name, brief=True)
-            facts, right = _facts(fitted), right_answers(fitted, data)
+            try:
+                fitted = fit(
+                    job.recipe,
+                    data,
+                    state_folder=kept / UNFINISHED,
+                    log=tracked.log_metrics,
+                    callbacks=watch.callbacks,
+                    name=job.name,
+                    brief=True,
+                )
+            except Diverged:
+                _keep_diagnosis(kept, *diagnose(watch.so_far(), diagnosis), job.recipe, tracked)
+                raise
+            recording = watch.conclude(fitted, data, tracked.system_samples())
+            findings = _keep_diagnosis(kept, *diagnose(recording, diagnosis), fitted.recipe, tracked)
+            facts, right = _facts(fitted), right_answers(recording)
             tracked.log_metrics({"val/gap": facts["train_accuracy"] - right.mean()})
-            _write(kept, {**facts, "run": tracked.key, "recipe": params}, right)
+            _write(kept, {**facts, "findings": findings, "run": tracked.key, "recipe": params}, right)
     except (Diverged, OutOfMemory) as error:
         # A finding about this arm, not the end of the ablation.
         print(f"{job.name}: {error}", file=sys.stderr)
-        _write(kept, {"failure": str(error), "seconds": time.monotonic() - began, "recipe": params}, None)
-        shutil.rmtree(state, ignore_errors=True)
+        findings = ["not_finite"] if isinstance(error, Diverged) else []
+        failed = {"failure": str(error), "findings": findings, "seconds": time.monotonic() - began}
+        _write(kept, {**failed, "recipe": params}, None)
+        shutil.rmtree(kept / UNFINISHED, ignore_errors=True)
         return
-    shutil.rmtree(state, ignore_errors=True)
+    shutil.rmtree(kept / UNFINISHED, ignore_errors=True)
     print(f"{job.name}: val/accuracy {right.mean():.2%}, {fitted.seconds['fit']:.0f} s", file=sys.stderr)
+
+
+def _keep_diagnosis(
+    kept: Path, recording: Recording, findings: Sequence[Finding], recipe: Recipe, tracked: Run
+) -> list[str]:
+    """Keep and log what was recorded and found; return the rules that fired."""
+    with tempfile.TemporaryDirectory(dir=kept) as scratch:
+        model, sheet = Path(scratch, "model"), Path(scratch, "diagnosis")
+        write_recording(recording, model / "recording")
+        (model / "recipe.json").write_text(json.dumps(to_plain(recipe), indent=2) + "\n")
+        sheet.mkdir()
+        write_findings(sheet / "findings.json", findings)
+        if recording.times is not None:
+            write_part(sheet / TIMES, recording.times)
+        for folder in (model, sheet):
+            for file in sorted(folder.iterdir()):
+                tracked.log_artifact(file, folder.name)
+    tracked.set_tags(tags_of(findings))
+    return [finding.rule for finding in findings if finding.status == "fired"]
 
 
 def _facts(fitted: Fitted) -> dict[str, Any]:
@@ -135,18 +193,10 @@ def _facts(fitted: Fitted) -> dict[str, Any]:
     }
 
 
-def right_answers(fitted: Fitted, data: PackedData) -> NDArray[np.bool_]:
+def right_answers(recording: Recording) -> NDArray[np.bool_]:
     """Return for each validation image whether the best network answers it rightly."""
-    split = data.split("val")
-    network = fitted.network.to(fitted.device)
-    size = fitted.recipe.trainer.eval_batch_size
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(split), size):
-            images = torch.from_numpy(np.array(split.images[start : start + size])).to(fitted.device)
-            parts.append(network(images).argmax(1).cpu().numpy())
-    fitted.network.to("cpu")
-    return np.concatenate(parts) == split.labels
+    assert recording.data is not None
+    return recording.data.probabilities.argmax(1) == recording.data.labels
 
 
 def _write(kept: Path, facts: Mapping[str, Any], right: NDArray[np.bool_] | None) -> None:
@@ -172,4 +222,5 @@ def _read(job: Job, kept: Path, price_per_hour: float) -> Result:
         epochs=facts.get("epochs", 0),
         updates=facts.get("updates", 0),
         failure=facts.get("failure", ""),
+        findings=tuple(facts.get("findings", ())),
     )

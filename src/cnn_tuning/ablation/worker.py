@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from cnn_tuning.config import Recipe, TrackingConfig, validate
+from cnn_tuning.config import DiagnosisConfig, Recipe, TrackingConfig, validate
 from cnn_tuning.machine import end_with, share_cores
 
 
@@ -53,7 +53,9 @@ def main(spec: Path) -> None:
     jobs = [Job(j["question"], j["arm"], validate(Recipe, j["recipe"]), j["place"]) for j in content["jobs"]]
     data = PackedData.open(Path(content["data"]))
     tracking = validate(TrackingConfig, content["tracking"])
-    train_jobs(jobs, data, Path(content["folder"]), tracking=tracking, parent=content["parent"])
+    diagnosis = validate(DiagnosisConfig, content["diagnosis"])
+    folder, parent = Path(content["folder"]), content["parent"]
+    train_jobs(jobs, data, folder, diagnosis=diagnosis, tracking=tracking, parent=parent)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from cnn_tuning.config.values import (
     split,
     with_defaults,
 )
-from cnn_tuning.config.variants import check_variants, with_references
+from cnn_tuning.config.variants import check_variants, with_derived
 from cnn_tuning.errors import UserError, redact
 
 LOCK = Path("params.lock.yaml")
@@ -94,7 +94,7 @@ def compose(overrides: Sequence[str] = (), *, params: Path | None = PARAMS, conf
         problems += check_variants(config)
     if problems or config is None:
         raise report(problems)
-    return with_references(config)
+    return with_derived(config)
 
 
 def compose_sections(kind: type[Section], overrides: Sequence[str] = ()) -> Section:

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-# Sections that say where things are recorded, not what is computed: a change in them reruns no stage.
-AMBIENT = frozenset({"tracking"})
+# Sections that say what is recorded and told, not what is computed: a change in them reruns no training.
+AMBIENT = frozenset({"diagnosis", "tracking"})
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -229,7 +229,7 @@ class TrainerConfig:
     `train_eval_samples`: training images measured after each epoch in evaluation mode (null: as many as
     the validation split has). `sequential_parts`: above 1, the training images are cut into that many parts
     that are learnt one after the other, with as many updates in all. `on_out_of_memory`: `halve_batch` starts
-    anew with half the batch, and says so.
+    anew with half the batch, and says so. `profile`: some steps are traced by torch's profiler.
     """
 
     __pydantic_config__ = _STRICT
@@ -254,6 +254,7 @@ class TrainerConfig:
     checkpoint_every_s: Positive = 60.0
     sequential_parts: Count = 1
     on_out_of_memory: Literal["fail", "halve_batch"] = "fail"
+    profile: bool = False
 
 
 @dataclass(frozen=True)
@@ -335,11 +336,18 @@ Dimension = Annotated[FloatRange | IntRange | Choice, Field(discriminator="kind"
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """How values are drawn; the first `startup_trials` at random (`tpe`, `cmaes`, `gp`)."""
+    """How values are drawn; the first `startup_trials` at random (`tpe`, `cmaes`, `gp`).
+
+    Of the trials after them, `random_share` are drawn at random, too, evenly spread: a search whose sampler
+    has settled on one corner still looks elsewhere. `multivariate`: `tpe` draws values that were good together;
+    false: each by itself, which needs fewer trials to learn from.
+    """
 
     __pydantic_config__ = _STRICT
     name: Literal["tpe", "random", "cmaes", "grid", "gp"] = "tpe"
     startup_trials: Count = 10
+    random_share: Fraction = 0.0
+    multivariate: bool = True
 
 
 @dataclass(frozen=True)
@@ -405,6 +413,29 @@ class SearchConfig:
     retries: Annotated[int, Field(ge=0)] = 2
     heartbeat_s: Positive = 5.0
     grace_s: Positive = 60.0
+
+
+@dataclass(frozen=True)
+class RuleConfig:
+    """One rule of the diagnosis: what happens when it fires during training, and its thresholds by name."""
+
+    __pydantic_config__ = _STRICT
+    action: Literal["off", "warn", "stop"] = "warn"
+    thresholds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DiagnosisConfig:
+    """The rules that look at each training; `record`: statistics are taken for them (false: curves only).
+
+    `stopping` is derived: the thresholds of the rules that may end a training, which decide what it gives.
+    """
+
+    __pydantic_config__ = _STRICT
+    name: str
+    record: bool = True
+    rules: dict[str, RuleConfig] = field(default_factory=dict)
+    stopping: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -493,6 +524,7 @@ class Config(Recipe):
     data: DataConfig
     ablation: AblationConfig
     search: SearchConfig
+    diagnosis: DiagnosisConfig
     evaluation: EvaluationConfig
     registry: RegistryConfig
     tracking: TrackingConfig

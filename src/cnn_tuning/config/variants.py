@@ -148,14 +148,21 @@ def check_variants(config: Config) -> list[str]:
     return problems
 
 
-def with_references(config: Config) -> Config:
-    """Return the configuration with each ablation's reference named: DVC compares mappings without their order."""
+def with_derived(config: Config) -> Config:
+    """Return the configuration with what follows from it, for DVC, which compares mappings without their order:
+    each ablation's reference, and the rules that may end a training."""
     recipe = recipe_of(config)
     questions = {
         name: replace(question, reference=next(iter(arms(recipe, question))))
         for name, question in config.ablation.questions.items()
     }
-    return replace(config, ablation=replace(config.ablation, questions=questions))
+    rules = config.diagnosis.rules
+    stopping = {name: dict(rule.thresholds) for name, rule in rules.items() if rule.action == "stop"}
+    return replace(
+        config,
+        ablation=replace(config.ablation, questions=questions),
+        diagnosis=replace(config.diagnosis, stopping=stopping),
+    )
 
 
 def recipe_of(config: Recipe) -> Recipe:

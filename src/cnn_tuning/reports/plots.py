@@ -46,8 +46,9 @@ def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str], out: 
     image = axes.imshow(share**0.25, cmap="Blues", vmin=0, vmax=1)
     axes.set(title="Confusion matrix, test split", xlabel="answered", ylabel="true class")
     if count <= MOST_CELLS_WITH_TEXT:
-        axes.set_xticks(range(count), classes, rotation=0 if max(map(len, classes)) < 4 else 60, parse_math=False)
-        axes.set_yticks(range(count), classes, parse_math=False)
+        names = [short(name) for name in classes]
+        axes.set_xticks(range(count), names, rotation=0 if max(map(len, names)) < 4 else 60, parse_math=False)
+        axes.set_yticks(range(count), names, parse_math=False)
         for i, j in np.argwhere(confusion > 0):
             dark = share[i, j] ** 0.25 > 0.6
             axes.text(j, i, int(confusion[i, j]), ha="center", va="center", fontsize=8,
@@ -77,20 +78,42 @@ def calibration(table: Path, confidence: float, out: Path) -> None:
     save(figure, out)
 
 
-def mistakes(images: NDArray[np.uint8], captions: Sequence[tuple[str, str, float]], total: int, out: Path) -> None:
-    """Draw wrongly classified pictures (N×C×H×W), with (true class, answer, probability) under each."""
-    columns = 6 if len(images) else 1
-    rows = max(1, -(-len(images) // columns))
-    figure, grid = new_figure(9.5, 0.8 + 1.75 * rows, rows=rows, columns=columns)
+def mistakes(pairs: Sequence[Sequence[NDArray[np.uint8]]], captions: Sequence[str], total: int, out: Path) -> None:
+    """Draw wrongly classified pictures (each a row of H×W×3 arrays) with a caption over each."""
+    columns = 4 if pairs else 1
+    rows = max(1, -(-len(pairs) // columns))
+    figure, grid = new_figure(9.5, 0.8 + 1.5 * rows, rows=rows, columns=columns)
     cells = np.atleast_1d(np.asarray(grid, dtype=object)).ravel()
     for axes in cells:
         axes.axis("off")
-    for axes, image, (true, answer, probability) in zip(cells, images, captions, strict=False):
-        axes.imshow(image.transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=255)
-        axes.set_title(f"{answer} ({probability:.0%}), is {true}", fontsize=8, color=INK, parse_math=False)
-    shown = f"the {len(images)} most confident of {total}" if len(images) < total else f"all {total}"
+    for axes, pair, caption in zip(cells, pairs, captions, strict=False):
+        gap = np.full((pair[0].shape[0], max(1, pair[0].shape[1] // 14), 3), 255, np.uint8)
+        row = [part for picture in pair for part in (picture, gap)][:-1]
+        axes.imshow(np.concatenate(row, axis=1), interpolation="nearest")
+        axes.set_title(caption, fontsize=8, color=INK, parse_math=False)
+    shown = f"the {len(pairs)} most confident of {total}" if len(pairs) < total else f"all {total}"
     figure.suptitle(f"Mistakes on the test split: {shown}" if total else "No mistakes on the test split")
     save(figure, out)
+
+
+def as_colours(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a picture C×H×W of one or three channels as H×W×3."""
+    return np.ascontiguousarray(np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0))
+
+
+def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return a picture (C×H×W) under its heat (H×W in [0, 1]) as H×W×3: the hotter, the less of the picture."""
+    import matplotlib
+
+    # Not the palest end of the colours, which would not be seen on white.
+    colours = matplotlib.colormaps["inferno"](0.85 * heat)[..., :3]
+    share = 0.8 * heat[..., None]
+    return np.rint(as_colours(image) * (1 - share) + 255 * colours * share).astype(np.uint8)
+
+
+def short(name: str, most: int = 18) -> str:
+    """Return a name of at most so many characters."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def new_figure(

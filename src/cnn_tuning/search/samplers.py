@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cnn_tuning.config import Choice, PrunerConfig, SearchConfig
@@ -28,10 +30,11 @@ class Seeded(BaseSampler):
     Optuna's own draw from one stream: reloaded with its seed, a study would repeat its first draws. Here a
     fresh sampler draws for each trial, and for each value that it draws alone, so that a trial which stopped
     between two values goes on with the same ones. What CMA-ES carries over stands in the study.
+    `random_share` of the trials, evenly spread over their numbers, are drawn at random.
     """
 
-    def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
-        self.make, self.seed = make, seed
+    def __init__(self, make: Callable[[int], BaseSampler], seed: int, random_share: float = 0.0) -> None:
+        self.make, self.seed, self.random_share = make, seed, random_share
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the values that are drawn together."""
@@ -53,7 +56,75 @@ class Seeded(BaseSampler):
 
     def _fresh(self, trial: FrozenTrial, *purpose: str) -> BaseSampler:
         key = "\0".join([str(self.seed), str(trial.number), *purpose])
-        return self.make(int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]))
+        derived = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4])
+        if is_random(trial.number, self.random_share):
+            return optuna.samplers.RandomSampler(seed=derived)
+        return self.make(derived)
+
+
+class Ranked(BaseSampler):
+    """A sampler that knows complete trials only, told of those given up as well.
+
+    Without them it would propose again and again what was just given up. Each ended trial counts as complete
+    with its rank, as a normal score: those given up below the complete ones, the earlier the lower, and of the
+    same epoch by their value. Ranks, because values of different epochs cannot be compared, and one that learnt
+    nothing is no more than the last.
+    """
+
+    def __init__(self, sampler: BaseSampler) -> None:
+        self.sampler = sampler
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return the values that are drawn together."""
+        return self.sampler.infer_relative_search_space(*_ranked(study, trial))
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return them."""
+        return self.sampler.sample_relative(*_ranked(study, trial), search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Return a value that is drawn alone."""
+        return self.sampler.sample_independent(study, trial, param_name, param_distribution)
+
+
+def _ranked(study: Study, trial: FrozenTrial) -> tuple[Study, FrozenTrial]:
+    """Return a study in memory that has ranks for values, and the trial in it."""
+    from scipy.stats import norm, rankdata
+
+    trials = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
+    ended = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    sign = 1 if study.direction == StudyDirection.MAXIMIZE else -1
+    merits = [_merit(t, sign) for t in ended]
+    order = sorted(set(merits))
+    scores = norm.ppf((rankdata([order.index(merit) for merit in merits]) - 0.5) / max(1, len(ended)))
+    ranked = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler())
+    create = optuna.trial.create_trial
+    for one, score in zip(ended, scores, strict=True):
+        ranked.add_trial(create(params=one.params, distributions=one.distributions, value=float(score)))
+    for one in trials:
+        if one.state == TrialState.RUNNING:
+            running = create(params=one.params, distributions=one.distributions, state=TrialState.RUNNING)
+            ranked.add_trial(running)
+    ranked.add_trial(create(state=TrialState.RUNNING))
+    return ranked, ranked.get_trials(deepcopy=False)[-1]
+
+
+def _merit(trial: FrozenTrial, sign: int) -> tuple[float, float]:
+    """Return by what an ended trial is ranked: how far it came and its value there, the greater the better."""
+    if trial.value is not None and trial.state == TrialState.COMPLETE:
+        return math.inf, sign * trial.value
+    step = trial.last_step
+    value = math.nan if step is None else sign * trial.intermediate_values[step]
+    return (-math.inf, 0.0) if step is None or math.isnan(value) else (step, value)
+
+
+def is_random(number: int, share: float) -> bool:
+    """Return whether a trial is one of those drawn at random: of each 1/share trials the last."""
+    return math.floor((number + 1) * share + 1e-9) > math.floor(number * share + 1e-9)
 
 
 def build_sampler(search: SearchConfig, seed: int) -> BaseSampler:
@@ -70,20 +141,23 @@ def build_sampler(search: SearchConfig, seed: int) -> BaseSampler:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # grouping is experimental in Optuna; it is pinned
             if search.sampler.name == "tpe":
-                # Of several objectives Optuna's TPE draws each value alone: groups are of no use there.
-                group = conditional and len(search.objectives) == 1
-                return optuna.samplers.TPESampler(n_startup_trials=startup, seed=derived, group=group)
+                # Of several objectives Optuna's TPE draws each value alone.
+                together = search.sampler.multivariate and len(search.objectives) == 1
+                return optuna.samplers.TPESampler(
+                    n_startup_trials=startup, seed=derived, multivariate=together, group=together and conditional
+                )
             if search.sampler.name == "cmaes":
                 return optuna.samplers.CmaEsSampler(
                     n_startup_trials=startup, seed=derived, warn_independent_sampling=False
                 )
             if search.sampler.name == "gp":
-                return optuna.samplers.GPSampler(
+                process = optuna.samplers.GPSampler(
                     n_startup_trials=startup, seed=derived, warn_independent_sampling=False
                 )
+                return Ranked(process) if len(search.objectives) == 1 else process
         return optuna.samplers.RandomSampler(seed=derived)  # a grid's points are all decided before
 
-    return Seeded(make, seed)
+    return Seeded(make, seed, search.sampler.random_share)
 
 
 class Later(BasePruner):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cnn_tuning.config import (
@@ -88,13 +88,21 @@ def own_values(search: SearchConfig, recipe: Recipe) -> Chosen:
         if not applies(dimension, _labels(chosen)):
             continue
         if isinstance(dimension, Choice):
+            # Of a section, what is searched by itself may differ: it is compared by its own dimension.
+            inner = {other for other in search.space if other.startswith(f"{name}.")}
+            own = _without(common, inner)
             levels = levels_of(dimension.choices).items()
-            found = next((label for label, value in levels if patch(common, {name: value}) == common), None)
+            same = (label for label, value in levels if _without(patch(common, {name: value}), inner) == own)
+            found = next(same, None)
         else:
             found = flat[name] if name in flat and _contains(dimension, flat[name]) else None
         if found is not None:
             chosen[name] = found
     return chosen
+
+
+def _without(recipe: Recipe, names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in flatten(to_plain(recipe)).items() if name not in names}
 
 
 def _contains(dimension: Any, value: Any) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from cnn_tuning.config import Recipe, SearchConfig, TrackingConfig, side_by_side
+from cnn_tuning.config import DiagnosisConfig, Recipe, SearchConfig, TrackingConfig, side_by_side
 from cnn_tuning.data.packed import PackedData
 from cnn_tuning.errors import UserError
 from cnn_tuning.search.progress import SearchProgress
@@ -44,6 +44,7 @@ def run_search(
     data_folder: Path,
     folder: Path,
     *,
+    diagnosis: DiagnosisConfig,
     tracked: Run,
     tracking: TrackingConfig,
 ) -> optuna.Study:
@@ -62,7 +63,7 @@ def run_search(
     name = study_name(search, question)
     tracked.set_tags({"study": name})
     recipe = side_by_side(recipe, search.workers)
-    spec = Spec(search, recipe, tracking, name, str(folder), str(data_folder), tracked.key, os.getpid())
+    spec = Spec(search, recipe, diagnosis, tracking, name, str(folder), str(data_folder), tracked.key, os.getpid())
     try:
         study = SharedStudy(search, recipe, name, folder, me=this_process(), patience_s=lambda: 0.0)
         _prepare(study, question)

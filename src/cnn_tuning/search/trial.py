@@ -13,8 +13,11 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 
-from cnn_tuning.config import Recipe, SearchConfig, patch
+from cnn_tuning.config import DiagnosisConfig, Recipe, SearchConfig, patch
 from cnn_tuning.data.packed import PackedData
+from cnn_tuning.diagnosis.findings import tags_of
+from cnn_tuning.diagnosis.judge import judge as judged
+from cnn_tuning.diagnosis.watch import Watch
 from cnn_tuning.search.samplers import reports_epochs
 from cnn_tuning.tracking.run import Run
 from cnn_tuning.training.classifier import Classifier
@@ -97,6 +100,7 @@ def run_trial(
     report: Report,
     tracked: Run,
     pass_on: Callable[[], None],
+    diagnosis: DiagnosisConfig,
     price_per_hour: float,
 ) -> list[float]:
     """Fit a trial's recipe with each of its seeds and return the mean value of each objective.
@@ -114,14 +118,17 @@ def run_trial(
         judge = report if first and reports_epochs(search) else None
         each = EachEpoch(spent, tracked if first else None, judge, metric, pass_on)
         seeded = patch(recipe, {"seed": recipe.seed + number})
+        watch = Watch(seeded, diagnosis, name, stops=False)
         fitted = fit(
             seeded,
             data,
             state_folder=state / str(number),
             log=tracked.log_metrics if first else None,
-            callbacks=[each],
+            callbacks=[*watch.callbacks, each],
             name=f"{name}, seed {seeded.seed}" if search.seeds > 1 else name,
         )
+        if first:
+            tracked.set_tags(tags_of(judged(watch.conclude(fitted, data), diagnosis)))
         results.append([_value(o.metric, fitted, price_per_hour) for o in search.objectives])
         give_up = search.pruner.name == "wilcoxon" and report(results[-1][0], number)
         if give_up and number + 1 < search.seeds:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cnn_tuning.config import Recipe, SearchConfig, TrackingConfig, flatten, to_plain, validate
+from cnn_tuning.config import DiagnosisConfig, Recipe, SearchConfig, TrackingConfig, flatten, to_plain, validate
 from cnn_tuning.errors import UserError, redact
 from cnn_tuning.machine import end_with, share_cores
 from cnn_tuning.search.signs import Asked, Beat
@@ -43,6 +43,7 @@ class Spec:
 
     search: SearchConfig
     recipe: Recipe
+    diagnosis: DiagnosisConfig
     tracking: TrackingConfig
     study: str
     folder: str
@@ -135,6 +136,7 @@ class _Desk:
                 report=lambda value, step: self.study.report(trial, value, step),
                 tracked=tracked,
                 pass_on=self.asked.pass_on,
+                diagnosis=self.spec.diagnosis,
                 price_per_hour=self.spec.tracking.price_per_hour,
             )
         except TrialPruned as pruned:

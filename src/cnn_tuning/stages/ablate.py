@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import click
 
 from cnn_tuning.config import (
     AblationConfig,
+    DiagnosisConfig,
     QuestionConfig,
     Recipe,
     TrackingConfig,
@@ -23,7 +24,7 @@ from cnn_tuning.config import (
     to_plain,
 )
 from cnn_tuning.stages.command import Place, empty_folder, gather_plots, stage
-from cnn_tuning.stages.lineage import data_hash, prepared_data, recorded
+from cnn_tuning.stages.lineage import prepared_data, record_data, recorded
 from cnn_tuning.tracking.run import Run
 
 
@@ -32,6 +33,7 @@ class AblateConfig(Recipe):
     """The sections that this stage reads."""
 
     ablation: AblationConfig
+    diagnosis: DiagnosisConfig
     tracking: TrackingConfig
 
 
@@ -67,33 +69,29 @@ def run(config: AblateConfig, place: Place) -> None:
 
 def _settle(config: AblateConfig, place: Place, name: str, question: QuestionConfig, out: Path) -> Any:
     from cnn_tuning.ablation.outcome import write_outcome
-    from cnn_tuning.ablation.train import jobs_of, missing, results_of, train_jobs
-    from cnn_tuning.ablation.worker import share
+    from cnn_tuning.ablation.settle import settle
+    from cnn_tuning.ablation.train import jobs_of, missing
 
     data = prepared_data(place)
     workers = config.ablation.workers
     jobs = jobs_of(name, question, recipe_of(config), workers)
     kept = place.outputs / place.state / "arms"
-    kept.mkdir(parents=True, exist_ok=True)
     params = recorded(to_plain(recipe_of(config)) | {"ablation": to_plain(question)}, place)
-    digest = data_hash(place.prepared) if place.is_pipeline else data.meta.digest
     with Run.start(config.tracking, name=f"ablate {name}", kind="ablate", params=params) as tracked:
-        tracked.log_dataset(name=data.meta.name, digest=digest, source=str(data.path), split="val")
-        remaining = missing(jobs, data, kept)
-        click.echo(f"ablate {name}: {len(jobs)} trainings, {len(jobs) - remaining} of them known", err=True)
-        spec = {
-            "jobs": [asdict(job) for job in jobs],
-            "data": str(data.path),
-            "folder": str(kept),
-            "tracking": to_plain(config.tracking),
-            "parent": tracked.key,
-        }
-        while missing(jobs, data, kept):  # again, where a worker died
-            with share(min(workers, remaining) - 1, kept / f"{name}.json", **spec):
-                train_jobs(jobs, data, kept, tracking=config.tracking, parent=tracked.key)
-        results = results_of(jobs, data, kept, config.tracking.price_per_hour)
+        record_data(tracked, place, data, "val")
+        known = len(jobs) - missing(jobs, data, kept)
+        click.echo(f"ablate {name}: {len(jobs)} trainings, {known} of them known", err=True)
+        results = settle(
+            jobs,
+            data,
+            kept,
+            workers=workers,
+            diagnosis=config.diagnosis,
+            tracking=config.tracking,
+            tracked=tracked,
+        )
         outcome = write_outcome(out, name, question, results, config.ablation.confidence)
-        tracked.log_metrics({**outcome.metrics(), "arms/computed": remaining, "arms/known": len(jobs) - remaining})
+        tracked.log_metrics(outcome.metrics())
         for file in sorted(out.iterdir()):
             tracked.log_artifact(file, "ablation")
     for sentence in (out / "verdicts.txt").read_text().splitlines():

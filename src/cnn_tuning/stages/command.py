@@ -51,7 +51,7 @@ class Place:
 
     @property
     def training(self) -> Path:
-        """Return where `train` writes what differs from one run to the next: times, cost."""
+        """Return where `train` writes what differs from one run to the next: times, profile."""
         return Path("results/training")
 
     @property
@@ -68,6 +68,16 @@ class Place:
     def search(self) -> Path:
         """Return where `tune` writes what it tried."""
         return Path("results/search")
+
+    @property
+    def refit(self) -> Path:
+        """Return where `tune` writes the times and the profile of the refit."""
+        return Path("results/search/refit")
+
+    @property
+    def diagnosis(self) -> Path:
+        """Return where `diagnose` writes."""
+        return Path("results/diagnosis")
 
     @property
     def evaluation(self) -> Path:

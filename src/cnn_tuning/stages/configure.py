@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from cnn_tuning import config
+from cnn_tuning.diagnosis.judge import check_rules
 from cnn_tuning.errors import UserError
 from cnn_tuning.stages.command import run_command
 
@@ -17,6 +18,7 @@ def configure(overrides: tuple[str, ...], locked: bool) -> None:
     if locked and overrides:
         raise UserError("--locked takes no overrides: edit params.yaml, or leave --locked out")
     composed = config.compose(overrides)
+    check_rules(composed.diagnosis)
     text = config.lock_text(composed)
     if locked:
         config.LOCK.write_text(text)

@@ -21,9 +21,11 @@ from cnn_tuning.config import EvaluationConfig, RegistryConfig, TrackingConfig, 
 from cnn_tuning.data.packed import PackedData
 from cnn_tuning.errors import UserError
 from cnn_tuning.evaluation import outcome
+from cnn_tuning.evaluation.chapters import Folders
 from cnn_tuning.evaluation.comparison import Comparison, compare
 from cnn_tuning.evaluation.metrics import Metrics, measure
-from cnn_tuning.evaluation.report import Section, interval, write_report
+from cnn_tuning.evaluation.mistakes import Mistake, find_mistakes
+from cnn_tuning.evaluation.report import Origin, Section, interval, write_report
 from cnn_tuning.reports import plots
 from cnn_tuning.stages.command import Place, empty_folder, stage
 from cnn_tuning.stages.lineage import data_hash, prepared_data, recorded
@@ -67,15 +69,14 @@ def run(config: EvaluateConfig, place: Place) -> None:
     data.verify(SPLIT)
     subjects = [_answer(place, data, "baseline", place.baseline, place.training)]
     if (place.input(place.tuned) / "model.json").exists():
-        subjects.append(_answer(place, data, "tuned", place.tuned, place.search))
+        subjects.append(_answer(place, data, "tuned", place.tuned, place.refit))
     labels, confidence = data.split(SPLIT).labels, config.evaluation.confidence
     measured = {
         s.name: measure(s.probabilities, labels, data.meta.classes, config.evaluation, config.seed)
         for s in subjects
     }
     comparison = compare(subjects[1].answers, subjects[0].answers, labels, confidence) if subjects[1:] else None
-    for subject in subjects:
-        _draw(out / subject.name, subject, data, measured[subject.name], config.evaluation)
+    mistakes = {s.name: _draw(out / s.name, s, data, measured[s.name], config.evaluation) for s in subjects}
     _write_metrics(out / "metrics.json", subjects, measured, comparison)
     deliveries = {
         s.name: _record(config, place, data, s, measured[s.name], comparison if s.name == "tuned" else None, out)
@@ -83,7 +84,10 @@ def run(config: EvaluateConfig, place: Place) -> None:
     }
     registrations = {name: _registration(delivery, config) for name, delivery in deliveries.items()}
     (out / "registration.json").write_text(json.dumps(registrations, indent=2) + "\n")
-    _write_report(out, data, subjects, measured, comparison, registrations, config)
+    sections = [
+        _section(out / s.name, s, measured[s.name], mistakes[s.name], registrations[s.name]) for s in subjects
+    ]
+    _write_report(out / "report.html", data, sections, comparison, place, config)
     _tell(out, measured, comparison, deliveries, config)
 
 
@@ -109,19 +113,21 @@ def _answer(place: Place, data: PackedData, name: str, model: Path, facts: Path)
     )
 
 
-def _draw(out: Path, subject: Subject, data: PackedData, metrics: Metrics, config: EvaluationConfig) -> None:
+def _draw(
+    out: Path, subject: Subject, data: PackedData, metrics: Metrics, config: EvaluationConfig
+) -> list[Mistake]:
+    """Write one model's tables and plots, and return its most confident mistakes."""
     out.mkdir()
     classes, split = data.meta.classes, data.split(SPLIT)
     outcome.write_tables(out, metrics, classes)
     outcome.write_answers(out / "answers.csv", split.labels, subject.probabilities, classes)
-    shown = outcome.confident_mistakes(split.labels, subject.probabilities, config.mistakes_shown)
-    confidence = subject.probabilities.max(1)
-    captions = [(classes[split.labels[i]], classes[subject.answers[i]], float(confidence[i])) for i in shown]
+    mistakes = find_mistakes(subject.bundle, split, subject.probabilities, classes, config.mistakes_shown)
     wrong = int((subject.answers != split.labels).sum())
     plots.learning_curves(subject.bundle / "history.csv", out / "learning_curves.png")
     plots.confusion_matrix(metrics.confusion, classes, out / "confusion.png")
     plots.calibration(out / "calibration.csv", config.confidence, out / "calibration.png")
-    plots.mistakes(split.images[shown], captions, wrong, out / "mistakes.png")
+    plots.mistakes([m.pictures for m in mistakes], [m.caption for m in mistakes], wrong, out / "mistakes.png")
+    return mistakes
 
 
 def _write_metrics(
@@ -227,29 +233,67 @@ def _registration(delivery: Delivery, config: EvaluateConfig) -> dict[str, Any]:
     }
 
 
+def _section(
+    folder: Path,
+    subject: Subject,
+    metrics: Metrics,
+    mistakes: Sequence[Mistake],
+    registration: Mapping[str, Any],
+) -> Section:
+    if "version" in registration:
+        gate = f"{registration['model']} version {registration['version']}, {registration['reason']}"
+    elif registration["state"] == "delivered":
+        gate = "not registered, as this evaluation was made by hand"
+    else:
+        gate = "not registered yet, as the store was away: `cnn-tuning sync` delivers the model"
+    return Section(
+        name=subject.name,
+        metrics=metrics,
+        folder=folder,
+        weights=json.loads((subject.bundle / "model.json").read_text())["weights_sha256"],
+        best=subject.best,
+        training=subject.training,
+        recipe=json.loads((subject.bundle / "recipe.json").read_text()),
+        mistakes=mistakes,
+        gate=gate,
+        run=str(registration["run"]),
+    )
+
+
 def _write_report(
-    out: Path,
+    path: Path,
     data: PackedData,
-    subjects: Sequence[Subject],
-    measured: Mapping[str, Metrics],
+    sections: Sequence[Section],
     comparison: Comparison | None,
-    registrations: Mapping[str, Mapping[str, Any]],
+    place: Place,
     config: EvaluateConfig,
 ) -> None:
-    sections = [
-        Section(
-            name=s.name,
-            metrics=measured[s.name],
-            folder=out / s.name,
-            weights=json.loads((s.bundle / "model.json").read_text())["weights_sha256"],
-            best=s.best,
-            training=s.training,
-            registered=str(registrations[s.name].get("reason", "")),
-        )
-        for s in subjects
-    ]
-    verdict = comparison.sentence("The tuned model", "the baseline") + "." if comparison is not None else ""
-    write_report(out / "report.html", data.meta, sections, verdict, config.evaluation.calibration_bins)
+    from cnn_tuning.tracking.facts import gather
+
+    # Beside the model that is evaluated: by hand, the pipeline's results may be another experiment's.
+    top = place.inputs if (place.inputs / place.baseline).exists() else Path()
+    folders = Folders(
+        data=top / "results/data",
+        training=top / place.training,
+        ablation=top / place.ablation,
+        search=top / place.search,
+        diagnosis=top / place.diagnosis,
+    )
+    tags = gather()
+    changed = f", with changes in {tags['git.dirty_files']}" if "git.dirty_files" in tags else ""
+    facts = {
+        "commit": tags["git.commit"] + changed,
+        "evaluated on": f"{tags['hardware.cpu']}, {tags['hardware.cores']} cores, GPU: {tags['hardware.gpu']}",
+        "packages": ", ".join(f"{k[8:]} {v}" for k, v in tags.items() if k.startswith("package.")),
+    }
+    write_report(
+        path,
+        Origin(data.meta, data.path, folders, facts),
+        sections,
+        comparison,
+        bins=config.evaluation.calibration_bins,
+        price_per_hour=config.tracking.price_per_hour,
+    )
 
 
 def _tell(

@@ -1,41 +1,111 @@
 """Fit one recipe and write what came of it: used by `train`, and by `tune` for the refit of its best.
 
 A model's folder holds only what the recipe, the data and the code decide, so that the same inputs give the
-same bytes; times and rates are returned.
+same bytes; times, rates and the profile go to the `sheet`'s folder. Findings are told and logged, and left to
+the stage `diagnose`: a changed rule trains nothing again.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cnn_tuning.config import Recipe, to_plain
+import click
+
+from cnn_tuning.config import DiagnosisConfig, Recipe, to_plain
 from cnn_tuning.data.packed import PackedData
+from cnn_tuning.diagnosis.findings import Finding, line, tags_of, write_findings
+from cnn_tuning.diagnosis.judge import diagnose
+from cnn_tuning.diagnosis.recording import TIMES, Recording, write_part, write_recording
+from cnn_tuning.diagnosis.trace import Tracer
+from cnn_tuning.diagnosis.watch import Watch
 from cnn_tuning.models import bundle
+from cnn_tuning.reports.profile import write_profile
 from cnn_tuning.tracking.run import Run
-from cnn_tuning.training.fit import Fitted, fit
+from cnn_tuning.training.fit import Diverged, Fitted, fit
 
 
 def fit_to_folder(
-    recipe: Recipe, data: PackedData, out: Path, *, state: Path, tracked: Run, name: str
-) -> tuple[Fitted, dict[str, Any]]:
-    """Fit, write the best network with its history to the existing folder `out`, record it all.
+    recipe: Recipe,
+    data: PackedData,
+    out: Path,
+    sheet: Path,
+    *,
+    diagnosis: DiagnosisConfig,
+    state: Path,
+    tracked: Run,
+    name: str,
+) -> Fitted:
+    """Fit, write the best network with its history to the existing folder `out`, diagnose and record it all.
 
-    Returns:
-        What the fit gave, and the facts about it that differ from one run to the next.
+    The existing folder `sheet` gets what differs from one run to the next: `training.json`, `times.npz`,
+    `profile.html`, and the trace where one is asked for.
 
     Raises:
         Interrupted: a signal came; the state is saved below `state`.
+        Diverged: the loss is no longer finite; what was recorded and its findings are written.
     """
-    fitted = fit(recipe, data, state_folder=state, log=tracked.log_metrics, name=name)
+    watch = Watch(recipe, diagnosis, name)
+    tracer = Tracer(sheet) if recipe.trainer.profile else None
+    callbacks = [*watch.callbacks, *([tracer] if tracer else [])]
+    try:
+        fitted = fit(recipe, data, state_folder=state, log=tracked.log_metrics, callbacks=callbacks, name=name)
+    except Diverged:
+        recording, findings = diagnose(watch.so_far(), diagnosis, recipe, data)
+        _write_diagnosis(out, sheet, recording, findings, tracked, name)
+        raise
+    recording, findings = diagnose(
+        watch.conclude(fitted, data, tracked.system_samples()), diagnosis, fitted.recipe, data
+    )
+    _write_model(out, fitted)
+    facts = _facts(fitted, tracked, watch.stopped_by)
+    (sheet / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+    tracked.set_tags({k: str(v) for k, v in facts.items() if k not in ("run", "seconds", "samples_per_second")})
+    seconds = {f"time/{k}_seconds": v for k, v in fitted.seconds.items()}
+    tracked.log_metrics({**seconds, "time/samples_per_second": fitted.samples_per_second})
+    write_profile(
+        sheet / "profile.html", recording, findings, operators=tracer.operators if tracer else None, title=name
+    )
+    _write_diagnosis(out, sheet, recording, findings, tracked, name)
+    for file in sorted(out.iterdir()):
+        tracked.log_artifact(file, "model")
+    return fitted
+
+
+def _write_diagnosis(
+    out: Path, sheet: Path, recording: Recording, findings: Sequence[Finding], tracked: Run, name: str
+) -> None:
+    write_recording(replace(recording, sweep=None), out / "recording")
+    if recording.times is not None:
+        write_part(sheet / TIMES, recording.times)
+    for finding in findings:
+        if finding.status == "fired":
+            click.echo(f"{name}: {line(finding)}")
+    tracked.set_tags(tags_of(findings))
+    with tempfile.TemporaryDirectory() as scratch:
+        told = Path(scratch)
+        write_findings(told / "findings.json", findings)
+        if recording.sweep is not None:
+            write_part(told / "sweep.npz", recording.sweep)
+        for file in sorted([*told.iterdir(), *sheet.iterdir()]):
+            tracked.log_artifact(file, "diagnosis")
+
+
+def _write_model(out: Path, fitted: Fitted) -> None:
     bundle.save(out, fitted.network, fitted.specification)
     _write_history(out / "history.csv", fitted.history)
     (out / "recipe.json").write_text(json.dumps(to_plain(fitted.recipe), indent=2) + "\n")
     (out / "best.json").write_text(json.dumps(fitted.best, indent=2) + "\n")
     (out / "layers.txt").write_text(fitted.layers + "\n")
-    facts = {
+
+
+def _facts(fitted: Fitted, tracked: Run, stopped_by: str) -> dict[str, Any]:
+    return {
         "run": tracked.key,
         "seconds": {name: round(value, 2) for name, value in fitted.seconds.items()},
         "samples_per_second": round(fitted.samples_per_second),
@@ -44,13 +114,8 @@ def fit_to_folder(
         "threads": fitted.threads,
         "batch_size": fitted.recipe.trainer.batch_size,
         "resumed_from_step": fitted.resumed_from,
+        **({"stopped_by": stopped_by} if stopped_by else {}),
     }
-    tracked.set_tags({k: str(v) for k, v in facts.items() if k not in ("run", "seconds", "samples_per_second")})
-    seconds = {f"time/{k}_seconds": v for k, v in fitted.seconds.items()}
-    tracked.log_metrics({**seconds, "time/samples_per_second": fitted.samples_per_second})
-    for file in sorted(out.iterdir()):
-        tracked.log_artifact(file, "model")
-    return fitted, facts
 
 
 def _write_history(path: Path, history: list[dict[str, Any]]) -> None:

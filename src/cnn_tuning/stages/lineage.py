@@ -11,6 +11,7 @@ from cnn_tuning.stages.command import Place
 
 if TYPE_CHECKING:
     from cnn_tuning.data.packed import PackedData
+    from cnn_tuning.tracking.run import Run
 
 # Recorded with no run: they decide no result.
 UNRECORDED = AMBIENT | {"serving"}
@@ -38,6 +39,13 @@ def recorded(own: dict[str, Any], place: Place) -> dict[str, Any]:
         return flatten(own)
     locked = yaml.safe_load(LOCK.read_text())
     return flatten({name: section for name, section in locked.items() if name not in UNRECORDED})
+
+
+def record_data(tracked: Run, place: Place, data: PackedData, split: str) -> str:
+    """Log which data a run uses, and as what; return their digest: in the pipeline the one of `dvc.lock`."""
+    digest = data_hash(place.prepared) if place.is_pipeline else data.meta.digest
+    tracked.log_dataset(name=data.meta.name, digest=digest, source=str(data.path), split=split)
+    return digest
 
 
 def data_hash(path: Path, lock: Path = Path("dvc.lock")) -> str:

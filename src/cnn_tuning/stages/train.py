@@ -1,19 +1,18 @@
 """Fit the baseline to `models/baseline/`: `python -m cnn_tuning.stages.train [trainer.max_epochs=1 …]`.
 
-Times and rates go to `results/training/`.
+Times, rates, findings and the profile go to `results/training/`.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from cnn_tuning.config import Recipe, TrackingConfig, recipe_of, to_plain
+from cnn_tuning.config import DiagnosisConfig, Recipe, TrackingConfig, recipe_of, to_plain
 from cnn_tuning.stages.command import Place, empty_folder, stage
-from cnn_tuning.stages.lineage import data_hash, prepared_data, recorded
+from cnn_tuning.stages.lineage import prepared_data, record_data, recorded
 from cnn_tuning.tracking.run import Run
 
 
@@ -21,6 +20,7 @@ from cnn_tuning.tracking.run import Run
 class TrainConfig(Recipe):
     """The sections that this stage reads."""
 
+    diagnosis: DiagnosisConfig
     tracking: TrackingConfig
 
 
@@ -33,29 +33,31 @@ def run(config: TrainConfig, place: Place) -> None:
     name = f"train {config.model.name} seed {config.seed}"
     params = recorded(to_plain(recipe), place)
     with Run.start(config.tracking, name=name, kind="train", params=params) as tracked:
-        _fit(recipe, place, out, sheet, tracked)
+        _fit(config, place, out, sheet, tracked)
 
 
-def _fit(recipe: Recipe, place: Place, out: Path, sheet: Path, tracked: Run) -> None:
+def _fit(config: TrainConfig, place: Place, out: Path, sheet: Path, tracked: Run) -> None:
     # Imported here: torch and Lightning take seconds that `--help` and a bad path need not wait for.
     from cnn_tuning.stages.fitting import fit_to_folder
     from cnn_tuning.training.resume import Interrupted
 
     data = prepared_data(place)
-    digest = data_hash(place.prepared) if place.is_pipeline else data.meta.digest
-    tracked.log_dataset(name=data.meta.name, digest=digest, source=str(data.path), split="train")
+    record_data(tracked, place, data, "train")
     state = place.outputs / place.state / "train"
+    recipe, diagnosis = recipe_of(config), config.diagnosis
     try:
-        fitted, facts = fit_to_folder(recipe, data, out, state=state, tracked=tracked, name="train")
+        fitted = fit_to_folder(
+            recipe, data, out, sheet, diagnosis=diagnosis, state=state, tracked=tracked, name="train"
+        )
     except Interrupted as stopped:
         click.echo(str(stopped), err=True)
         raise
-    (sheet / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
     fitted.state.remove()
     best = fitted.best
     click.echo(
         f"{out}: epoch {best['epoch']} of {len(fitted.history)}, val/accuracy {best['val/accuracy']:.4f}, "
-        f"{fitted.seconds['train']:.1f} s, {fitted.samples_per_second:,.0f} samples/s on {fitted.device}"
+        f"{fitted.seconds['train']:.1f} s, {fitted.samples_per_second:,.0f} samples/s on {fitted.device}; "
+        f"profile: {sheet / 'profile.html'}"
     )
 
 

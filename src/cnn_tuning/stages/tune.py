@@ -8,7 +8,6 @@ its first seed is the experiment's, and that model is the tuned one: no seed is 
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import click
 
 from cnn_tuning.config import (
+    DiagnosisConfig,
     Recipe,
     SearchConfig,
     TrackingConfig,
@@ -28,7 +28,7 @@ from cnn_tuning.config import (
     to_plain,
 )
 from cnn_tuning.stages.command import Place, empty_folder, gather_plots, stage
-from cnn_tuning.stages.lineage import data_hash, prepared_data, recorded
+from cnn_tuning.stages.lineage import prepared_data, record_data, recorded
 from cnn_tuning.tracking.run import Run
 
 
@@ -37,6 +37,7 @@ class TuneConfig(Recipe):
     """The sections that this stage reads."""
 
     search: SearchConfig
+    diagnosis: DiagnosisConfig
     tracking: TrackingConfig
 
 
@@ -72,13 +73,13 @@ def _search(config: TuneConfig, recipe: Recipe, place: Place, out: Path, tracked
     from cnn_tuning.search.sweep import run_search
 
     data = prepared_data(place)
-    digest = data_hash(place.prepared) if place.is_pipeline else data.meta.digest
-    tracked.log_dataset(name=data.meta.name, digest=digest, source=str(data.path), split="train")
+    record_data(tracked, place, data, "train")
     study = run_search(
         config.search,
         recipe,
         data.path,
         place.outputs / place.state / "search",
+        diagnosis=config.diagnosis,
         tracked=tracked,
         tracking=config.tracking,
     )
@@ -98,17 +99,23 @@ def _refit(config: TuneConfig, recipe: Recipe, place: Place, model: Path, out: P
         seeded = patch(recipe, {"seed": recipe.seed + number})
         name = f"refit seed {seeded.seed}"
         folder = model if number == 0 else place.outputs / place.state / "refit" / str(seeded.seed)
-        if number:
-            empty_folder(folder)
+        sheet = place.outputs / place.refit if number == 0 else folder.with_name(f"{seeded.seed} sheet")
+        for needed in (folder, sheet) if number else (sheet,):
+            empty_folder(needed)
         params = flatten(to_plain(seeded))
         with Run.start(
             config.tracking, name=name, kind="refit", params=params, parent=tracked.key, waits=False
         ) as refit:
-            fitted, facts = fit_to_folder(
-                seeded, data, folder, state=place.outputs / place.state / "tuned", tracked=refit, name=name
+            fitted = fit_to_folder(
+                seeded,
+                data,
+                folder,
+                sheet,
+                diagnosis=config.diagnosis,
+                state=place.outputs / place.state / "tuned",
+                tracked=refit,
+                name=name,
             )
-        if number == 0:
-            (out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
         rows.append({"seed": seeded.seed, **_figures(fitted.best), "seconds": round(fitted.seconds["fit"], 2)})
         states.append(fitted.state)
     with (out / "refit.csv").open("w", newline="") as file:

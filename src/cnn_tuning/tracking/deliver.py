@@ -20,11 +20,10 @@ from filelock import FileLock, Timeout
 from cnn_tuning.errors import UserError, redact
 from cnn_tuning.tracking import spool as spools
 from cnn_tuning.tracking.spool import Progress
+from cnn_tuning.tracking.system import sampling
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-    from cnn_tuning.tracking.system import Sampler
 
 LOOK_EVERY_S = 0.2
 DELIVER_EVERY_S = 3.0  # while the writer lives; its end is delivered at once
@@ -49,7 +48,7 @@ def deliver_folder(spool: Path) -> None:
     while spool.is_dir():
         lock = FileLock(spool / spools.LOCK, timeout=0)
         try:
-            with lock:
+            with lock, sampling(spool):
                 seen = _Folder(spool).follow()
         except Timeout:
             return
@@ -139,7 +138,6 @@ class _Job:
         self.retry_at = self.delivered_at = 0.0
         self.failed_size = -1
         self.read_size = 0
-        self.sampler: Sampler | None = None
 
     def is_settled(self) -> bool:
         """Say whether nothing is left to do, or no more tries are due."""
@@ -150,8 +148,7 @@ class _Job:
         if self.is_settled():
             return
         now = time.time()
-        self._sample()
-        ending = self._is_ending()
+        ending = spools.is_ending(self.folder.spool, self.key)
         if ending and self.failed_size not in (-1, self._size()):
             self.retry_at, self.failed_size = 0.0, self._size()  # the end is worth a try of its own
         wait = 0.0 if ending or not self.alive else DELIVER_EVERY_S
@@ -217,25 +214,6 @@ class _Job:
     def _is_done(self) -> bool:
         # A line that a kill tore is read and never acknowledged.
         return self.progress.ended and self._size() <= max(self.progress.offset, self.read_size)
-
-    def _is_ending(self) -> bool:
-        with self.path.open("rb") as file:
-            file.seek(max(0, self._size() - 8000))
-            return b'"event":"finish"' in file.read()
-
-    def _sample(self) -> None:
-        if self.start["host"] != spools.platform.node() or not self.alive or self.folder.to:
-            return
-        if self.sampler is None:
-            from cnn_tuning.tracking.store import quiet_mlflow
-
-            quiet_mlflow()
-            from cnn_tuning.tracking.system import Sampler
-
-            path = self.folder.spool / self.key / "system.jsonl"
-            every_s = self.start["system_metrics_every_s"]
-            self.sampler = Sampler(path, self.start["pid"], every_s, self.start["at"] / 1000)
-        self.sampler.sample_if_due()
 
     def _size(self) -> int:
         return self.path.stat().st_size if self.path.exists() else 0

@@ -16,12 +16,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cnn_tuning.config import TrackingConfig
 from cnn_tuning.errors import UserError, redact, redact_values
 from cnn_tuning.tracking import facts, spool, store
 from cnn_tuning.tracking.gate import PREDICTIONS, Gate, read_predictions
+
+if TYPE_CHECKING:
+    from cnn_tuning.tracking.system import Sample
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 FAILURE_WAIT_S = 3.0
@@ -173,6 +176,12 @@ class Run:
             description=redact(description),
             tags=redact_values({"cnn_tuning.run": self.key, **lineage, **(tags or {})}),
         )
+
+    def system_samples(self) -> list[Sample]:
+        """Return (seconds since the epoch, metric name → value) of each sample of this run so far."""
+        from cnn_tuning.tracking import system
+
+        return system.read_samples(system.system_file(self._writer.path.parent, self.key))
 
     def finish(self, status: Status = "FINISHED", *, error: str = "") -> Delivery:
         """End the run and wait for its delivery: `config.wait_s` at most, 3 s if it failed."""

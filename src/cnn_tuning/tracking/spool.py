@@ -2,7 +2,7 @@
 
     DIR/KEY.jsonl           one JSON event a line; only the run's own process writes
     DIR/KEY/files/N/…       copies of what the run logged as files
-    DIR/KEY/system.jsonl    system metrics; only the deliverer writes
+    DIR/KEY/system.jsonl    system metrics; only the deliverer's sampling thread writes
     DIR/KEY.delivery.json   per tracking URI a `Progress`; only the deliverer writes
     DIR/deliver.lock        held by the one process that delivers this folder
 
@@ -134,6 +134,14 @@ def last_at(spool: Path, key: str) -> int:
     for event, _ in read(spool / f"{key}.jsonl", 0):
         last = max(last, event["at"])
     return last
+
+
+def is_ending(spool: Path, key: str) -> bool:
+    """Say whether the run has written its end."""
+    path = spool / f"{key}.jsonl"
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 8000))
+        return b'"event":"finish"' in file.read()
 
 
 def progress_of(spool: Path, key: str) -> dict[str, Progress]:

@@ -1,0 +1,112 @@
+"""What data and best network show: prepared data and a network in, a `Data` out. The test split stays closed."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cnn_tuning.config import Recipe
+from cnn_tuning.data.packed import PackedData, PackedSplit, class_counts
+from cnn_tuning.diagnosis.recording import Data, Floats, Integers
+
+# Training images, evenly spread, whose pixels are measured as the network's body gets them.
+INPUT_IMAGES = 2000
+BLOCK = 4096
+
+Digests = NDArray[np.uint64]
+
+
+def gather(network: nn.Module, data: PackedData, recipe: Recipe, device: torch.device) -> Data:
+    """Return the evidence of training and validation split; `network` is left where and as it is."""
+    train, val = data.split("train"), data.split("val")
+    moved = copy.deepcopy(network).to(device).eval()
+    size = recipe.trainer.eval_batch_size
+    mean, std = input_statistics(moved, train, size, device)
+    digests = image_digests(train.images)
+    repeated, conflicting = repetitions(digests, train.labels)
+    return Data(
+        classes=tuple(data.meta.classes),
+        counts=np.array(class_counts(train.labels, len(data.meta.classes)), np.int64),
+        input_mean=mean,
+        input_std=std,
+        labels=np.array(val.labels, np.int64),
+        probabilities=probabilities(moved, val, size, device),
+        shared=shared_images(digests, image_digests(val.images)),
+        repeated=repeated,
+        conflicting=conflicting,
+    )
+
+
+@torch.no_grad()
+def probabilities(network: nn.Module, split: PackedSplit, size: int, device: torch.device) -> Floats:
+    """Return the network's probabilities for all images of a split, N×C."""
+    rows = np.arange(len(split))
+    parts = [network(images).float().softmax(1).cpu() for images in _batches(split, rows, size, device)]
+    return torch.cat(parts).numpy()
+
+
+@torch.no_grad()
+def input_statistics(
+    network: nn.Module, split: PackedSplit, size: int, device: torch.device
+) -> tuple[Floats, Floats]:
+    """Return mean and standard deviation per channel of what enters the network's body (or the network)."""
+    sums: list[Tensor] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        pixels = inputs[0].double()
+        count = torch.full((pixels.shape[1],), pixels.numel() / pixels.shape[1], device=pixels.device)
+        dimensions = (0, 2, 3)
+        sums.append(torch.stack([count.double(), pixels.sum(dimensions), pixels.square().sum(dimensions)]))
+
+    handle = getattr(network, "body", network).register_forward_pre_hook(look)
+    try:
+        rows = np.unique(np.linspace(0, len(split) - 1, min(len(split), INPUT_IMAGES)).astype(np.int64))
+        for images in _batches(split, rows, size, device):
+            network(images)
+    finally:
+        handle.remove()
+    count, total, squares = torch.stack(sums).sum(0).cpu().numpy()
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    return mean.astype(np.float32), std.astype(np.float32)
+
+
+def image_digests(images: np.ndarray) -> Digests:
+    """Return a digest of each image's bytes, `BLOCK` images in memory at a time.
+
+    64 bits: that two of ten million different images are taken for equal has a chance of 3 in a million.
+    """
+    digests = bytearray()
+    for start in range(0, len(images), BLOCK):
+        block = np.ascontiguousarray(images[start : start + BLOCK])
+        digests += b"".join(hashlib.blake2b(image, digest_size=8).digest() for image in block)
+    return np.frombuffer(bytes(digests), np.uint64)
+
+
+def repetitions(digests: Digests, labels: np.ndarray) -> tuple[int, int]:
+    """Return how many images repeat an earlier one, and how many have an equal one with another label."""
+    _, group, sizes = np.unique(digests, return_inverse=True, return_counts=True)
+    lowest = np.full(len(sizes), np.iinfo(np.int64).max)
+    highest = np.full(len(sizes), -1)
+    np.minimum.at(lowest, group, labels)
+    np.maximum.at(highest, group, labels)
+    return int((sizes - 1).sum()), int(sizes[lowest != highest].sum())
+
+
+def shared_images(train: Digests, val: Digests) -> Integers:
+    """Return (train, val) positions for each validation image that the training split has too: its first there."""
+    unique, first = np.unique(train, return_index=True)
+    at = np.minimum(np.searchsorted(unique, val), len(unique) - 1)
+    found = np.flatnonzero(unique[at] == val)
+    return np.stack([first[at[found]], found], axis=1).astype(np.int64)
+
+
+def _batches(split: PackedSplit, rows: Integers, size: int, device: torch.device) -> Iterator[Tensor]:
+    for start in range(0, len(rows), size):
+        yield torch.from_numpy(np.array(split.images[rows[start : start + size]])).to(device)

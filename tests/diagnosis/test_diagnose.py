@@ -1,0 +1,114 @@
+"""From a training to its findings and a proven remedy, as a person sees them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+from project import Project
+from training_recipes import recipe_with
+
+from cnn_tuning.config import DiagnosisConfig, RuleConfig, compose
+from cnn_tuning.diagnosis.judge import judge
+from cnn_tuning.diagnosis.recording import read_recording, write_recording
+from cnn_tuning.diagnosis.watch import Watch
+from cnn_tuning.errors import UserError
+from cnn_tuning.training.fit import fit
+
+SHIPPED = compose(["experiment=digits"], params=None).diagnosis
+ALWAYS = RuleConfig("stop", {"ratio": 1.0})
+
+
+def test_a_rule_that_may_stop_ends_the_training(packed, tmp_path, capsys):
+    def fitted(action: str):
+        rule = RuleConfig(action, SHIPPED.rules["loss_not_decreasing"].thresholds)
+        recipe = recipe_with(["optimizer.learning_rate=1e-7", "trainer.max_epochs=6"])
+        watch = Watch(recipe, DiagnosisConfig("t", rules={"loss_not_decreasing": rule}), "train")
+        done = fit(recipe, packed, state_folder=tmp_path / action, callbacks=watch.callbacks)
+        return watch, len(done.history)
+
+    watch, epochs = fitted("stop")
+    assert watch.stopped_by == "loss_not_decreasing"
+    assert epochs < 6
+    assert "loss_not_decreasing" in (told := capsys.readouterr().err)
+    assert "the training stops here" in told
+    watch, epochs = fitted("warn")
+    assert (watch.stopped_by, epochs) == ("", 6)
+    assert capsys.readouterr().err.count("loss_not_decreasing:") == 1  # told once
+    assert fitted("off")[1] == 6
+    assert "loss_not_decreasing" not in capsys.readouterr().err
+
+
+def test_a_recording_read_back_gives_the_same_findings(packed, tmp_path):
+    recipe = recipe_with(["trainer.max_epochs=2"])
+    watch = Watch(recipe, SHIPPED, "train")
+    recording = watch.conclude(fit(recipe, packed, state_folder=tmp_path, callbacks=watch.callbacks), packed)
+    write_recording(recording, tmp_path / "one")
+    write_recording(recording, tmp_path / "two")
+    kept = read_recording(tmp_path / "one")
+    without_times = list(judge(kept, SHIPPED))
+    again = list(judge(read_recording(tmp_path / "two"), SHIPPED))
+    assert without_times == again
+    for file in (tmp_path / "one").iterdir():
+        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
+    (tmp_path / "one/curves.npz").write_bytes(b"cut")
+    with pytest.raises(UserError, match="train again"):
+        read_recording(tmp_path / "one")
+
+
+def test_mistakes_in_rules_are_told_together(packed):
+    rules = {"overfiting": ALWAYS, "class_imbalance": RuleConfig("warn", {"ration": 2.0})}
+    with pytest.raises(UserError) as told:
+        Watch(recipe_with([]), DiagnosisConfig("t", rules=rules), "train")
+    for part in ("did you mean 'overfitting'", "did you mean 'ratio'", "thresholds.ratio: missing"):
+        assert part in str(told.value)
+
+
+@pytest.fixture(scope="module")
+def sick(digits, tmp_path_factory) -> Project:
+    """The project with a training by hand whose learning rate is far too low."""
+    path = tmp_path_factory.mktemp("sick") / "project"
+    shutil.copytree(digits.path, path, symlinks=True)
+    project = Project.at(path)
+    project.printed = project.run(
+        *("python", "-m", "cnn_tuning.stages.train", "optimizer.learning_rate=1e-5", "trainer.max_epochs=4")
+    )
+    return project
+
+
+def test_findings_show_in_the_terminal_and_in_the_run(sick):
+    assert "learning_rate_too_low" in sick.printed
+    found = json.loads(sick.run("cnn-tuning", "diagnose", "scratch/models/baseline", "--json"))
+    fired = {entry["rule"]: entry for entry in found if entry["status"] == "fired"}
+    assert 1e-4 < fired["learning_rate_too_low"]["remedy"]["optimizer.learning_rate"] < 0.1
+    assert {entry["status"] for entry in found} == {"fired", "ok", "not evaluated"}
+    runs = sick.run("mlflow", "runs", "list", "--experiment-id", "1", MLFLOW_TRACKING_URI="sqlite:///mlflow.db")
+    run = re.search(r"([0-9a-f]{32})", runs.splitlines()[2])[1]
+    told = sick.run("cnn-tuning", "diagnose", run)
+    assert "learning_rate_too_low" in told
+    assert "cnn-tuning cure" in told
+
+
+@pytest.mark.slow
+def test_a_remedy_is_proved_by_training_with_and_without_it(sick):
+    command = ("cnn-tuning", "cure", "scratch/models/baseline", "--rule", "learning_rate_too_low", "--seeds", "2")
+    told = sick.run(*command)
+    gain = re.search(r"(?:gains|gain in accuracy,) ([\d.]+) points", told)
+    assert float(gain[1]) > 50
+    assert re.search(r"\[-?[\d.]+, [\d.]+\]", told)  # with an interval
+    assert (sick.path / "scratch/cure/learning_rate_too_low/arms.csv").exists()
+    assert "1/4" not in sick.run(*command)  # nothing is trained twice
+
+
+def test_what_cannot_be_diagnosed_or_cured_is_told_in_a_line(sick):
+    for command, expected in (
+        (("diagnose", "nothing"), "neither a model's folder nor a run"),
+        (("diagnose", "a" * 32), "no run"),
+        (("diagnose", "conf"), "no training of ours"),
+        (("cure", "scratch/models/baseline", "--rule", "dead_relus"), "has not fired"),
+    ):
+        told = sick.run("cnn-tuning", *command, fails=True)
+        assert expected in told
+        assert "Traceback" not in told
