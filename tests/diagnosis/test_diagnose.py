@@ -78,6 +78,7 @@ def sick(digits, tmp_path_factory) -> Project:
     return project
 
 
+@pytest.mark.slow
 def test_findings_show_in_the_terminal_and_in_the_run(sick):
     assert "learning_rate_too_low" in sick.printed
     found = json.loads(sick.run("cnn-tuning", "diagnose", "scratch/models/baseline", "--json"))
@@ -102,6 +103,7 @@ def test_a_remedy_is_proved_by_training_with_and_without_it(sick):
     assert "1/4" not in sick.run(*command)  # nothing is trained twice
 
 
+@pytest.mark.slow
 def test_what_cannot_be_diagnosed_or_cured_is_told_in_a_line(sick):
     for command, expected in (
         (("diagnose", "nothing"), "neither a model's folder nor a run"),

@@ -128,6 +128,7 @@ def test_too_little_is_not_evaluated(name):
     assert ask(name, made_up(steps=10, samples=3)).status == "not evaluated"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "remedy"),
     [
@@ -158,6 +159,7 @@ def test_more_workers_than_cores_fire_slow_loader():
     assert finding.remedy == {"trainer.workers": 7}
 
 
+@pytest.mark.slow
 def test_a_leak_fires_memory_growth_and_the_same_fit_without_it_does_not(packed, tmp_path):
     held: list[np.ndarray] = []
 
@@ -205,6 +207,7 @@ def test_memory_that_keeps_growing_is_one(slope, noise):
     assert finding.evidence["mb_per_minute"] == pytest.approx(truth, rel=0.2)
 
 
+@pytest.mark.slow
 def test_a_planted_slow_step_of_a_real_fit_is_named(packed, tmp_path):
     recipe, times = timed_fit(packed, tmp_path, [], lambda step: time.sleep(4 if step == 30 else 0))
     finding = ask("step_outliers", times, recipe)

@@ -192,6 +192,7 @@ def test_a_changed_threshold_judges_again_and_trains_nothing(again):
     again.repro()
 
 
+@pytest.mark.slow
 def test_verify_trains_again_to_the_same_bytes_and_notices_a_change(again):
     assert "identical" in again.run("cnn-tuning", "verify")
     lock = again.path / "params.lock.yaml"
@@ -217,6 +218,7 @@ def test_a_stage_by_hand_leaves_the_tracked_outputs_alone(again):
     assert "Traceback" not in told
 
 
+@pytest.mark.slow
 def test_a_stage_that_was_interrupted_goes_on_where_it_stopped(again):
     command = ("python", "-m", "cnn_tuning.stages.train", "trainer.max_epochs=40")
     process = again.start(*command)
