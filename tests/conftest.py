@@ -25,6 +25,8 @@ from cnn_tuning.data.packed import PackedData
 from cnn_tuning.data.prepare import prepare
 from cnn_tuning.data.sources import fetch
 
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
 # Machines are shared: no test fails for being slow.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -224,3 +226,20 @@ def _shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder that all workers of this test session see."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    if CHROMIUM is None:
+        assert not os.environ.get("CI"), "CI has to have Chromium"
+        pytest.skip("no Chromium here (apt-get install chromium)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        yield browser
+        browser.close()

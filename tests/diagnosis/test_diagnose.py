@@ -85,11 +85,20 @@ def test_findings_show_in_the_terminal_and_in_the_run(sick):
     fired = {entry["rule"]: entry for entry in found if entry["status"] == "fired"}
     assert 1e-4 < fired["learning_rate_too_low"]["remedy"]["optimizer.learning_rate"] < 0.1
     assert {entry["status"] for entry in found} == {"fired", "ok", "not evaluated"}
+    assert not [entry for entry in found if "no times were recorded" in entry["explanation"]]
     runs = sick.run("mlflow", "runs", "list", "--experiment-id", "1", MLFLOW_TRACKING_URI="sqlite:///mlflow.db")
     run = re.search(r"([0-9a-f]{32})", runs.splitlines()[2])[1]
     told = sick.run("cnn-tuning", "diagnose", run)
     assert "learning_rate_too_low" in told
     assert "cnn-tuning cure" in told
+
+
+@pytest.mark.slow
+def test_a_training_that_diverged_is_diagnosed_too(sick):
+    command = ("python", "-m", "cnn_tuning.stages.train", "optimizer.learning_rate=1e9", "trainer.max_epochs=2")
+    assert "no longer finite" in sick.run(*command, "--outputs", "scratch/broken", fails=True)
+    told = sick.run("cnn-tuning", "diagnose", "scratch/broken/models/baseline")
+    assert re.search(r"fired +not_finite", told)
 
 
 @pytest.mark.slow

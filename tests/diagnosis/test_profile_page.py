@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 
 import numpy as np
@@ -20,8 +18,6 @@ from cnn_tuning.reports.profile import write_profile
 from cnn_tuning.tracking import spool as spools
 from cnn_tuning.tracking.system import read_samples, sampling, system_file
 from cnn_tuning.training.fit import fit
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 class SlowStep(Callback):
@@ -48,22 +44,6 @@ def page(packed, tmp_path_factory):
     write_profile(folder / "profile.html", recording, findings, operators=tracer.operators, title="<digits>")
     write_profile(folder / "bare.html", Recording(recording.recipe, curves), [])
     return folder / "profile.html"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    if CHROMIUM is None:
-        assert not os.environ.get("CI"), "CI has to have Chromium"
-        pytest.skip("no Chromium here (apt-get install chromium)")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize(("width", "height"), [(1200, 900), (390, 844)], ids=["desk", "phone"])

@@ -17,6 +17,7 @@ from training_recipes import CONF
 
 from cnn_tuning.config import Recipe, compose, flatten, patch, select, to_plain
 from cnn_tuning.diagnosis.findings import Finding
+from cnn_tuning.diagnosis.probe import PER_LAYER
 from cnn_tuning.diagnosis.recording import Curves, Recording, Tensors
 from cnn_tuning.diagnosis.rules import RULES
 
@@ -36,15 +37,6 @@ NAMES = [
     "zero_tensors",
 ]
 LAYERS = ("first", "second", "third", "last")
-PER_LAYER = [
-    "weight_rms",
-    "weight_zero",
-    "gradient_rms",
-    "gradient_mean",
-    "gradient_zero",
-    "output_variance",
-    "update_ratio",
-]
 
 
 def table(values: list[float], samples: int, columns: int) -> np.ndarray:

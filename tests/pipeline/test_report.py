@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-
 import numpy as np
 import pytest
 import yaml
@@ -19,26 +16,9 @@ from cnn_tuning.evaluation.mistakes import Mistake
 from cnn_tuning.evaluation.report import Origin, Section, write_report
 from cnn_tuning.reports import plots
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 CODE = "<script>window.hacked = 1</script>"
 CLASSES = (CODE, '"><img src=x onerror="window.hacked = 2">', "a" * 120)
 REMEDY = {"optimizer.learning_rate": 1e-05, "model.dropout": "dense", "model.dense_dropout": 0.3}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    if CHROMIUM is None:
-        assert not os.environ.get("CI"), "CI has to have Chromium"
-        pytest.skip("no Chromium here (apt-get install chromium)")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

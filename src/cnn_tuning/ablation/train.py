@@ -34,9 +34,9 @@ from cnn_tuning.config import (
     to_plain,
 )
 from cnn_tuning.data.packed import PackedData
-from cnn_tuning.diagnosis.findings import Finding, tags_of, write_findings
 from cnn_tuning.diagnosis.judge import diagnose
-from cnn_tuning.diagnosis.recording import TIMES, Recording, write_part, write_recording
+from cnn_tuning.diagnosis.recording import Recording
+from cnn_tuning.diagnosis.source import record_training
 from cnn_tuning.diagnosis.watch import Watch
 from cnn_tuning.tracking.run import Run
 from cnn_tuning.training.fit import Diverged, Fitted, OutOfMemory, fit
@@ -67,10 +67,14 @@ def jobs_of(name: str, question: QuestionConfig, recipe: Recipe, workers: int) -
 
     Several workers share the cores; the number of threads of each becomes part of its recipe.
     """
-    found = arms(side_by_side(recipe, workers), question)
-    pairs = [(seed, label) for seed in range(question.seeds) for label in found]
+    return jobs_for(name, arms(side_by_side(recipe, workers), question), recipe.seed, question.seeds)
+
+
+def jobs_for(name: str, recipes: Mapping[str, Recipe], first_seed: int, seeds: int) -> list[Job]:
+    """Return the trainings of recipes by their arms' labels, seed by seed."""
+    pairs = [(seed, label) for seed in range(first_seed, first_seed + seeds) for label in recipes]
     return [
-        Job(name, label, patch(found[label], {"seed": recipe.seed + seed}), f"{i}/{len(pairs)}")
+        Job(name, label, patch(recipes[label], {"seed": seed}), f"{i}/{len(pairs)}")
         for i, (seed, label) in enumerate(pairs, start=1)
     ]
 
@@ -127,6 +131,8 @@ def _train(
     name = f"{job.question}: {job.arm}, seed {job.recipe.seed}"
     params = flatten(to_plain(job.recipe))
     began, watch = time.monotonic(), Watch(job.recipe, diagnosis, job.name, stops=False)
+    facts: dict[str, Any] = {"findings": []}
+    right = None
     try:
         with Run.start(
             tracking, name=name, kind="arm", params=params, tags=tags, parent=parent, waits=False
@@ -142,41 +148,33 @@ def _train(
                     brief=True,
                 )
             except Diverged:
-                _keep_diagnosis(kept, *diagnose(watch.so_far(), diagnosis), job.recipe, tracked)
+                facts["findings"] = _record(tracked, kept, job.recipe, watch.so_far(), diagnosis)
                 raise
             recording = watch.conclude(fitted, data, tracked.system_samples())
-            findings = _keep_diagnosis(kept, *diagnose(recording, diagnosis), fitted.recipe, tracked)
-            facts, right = _facts(fitted), right_answers(recording)
+            facts["findings"] = _record(tracked, kept, fitted.recipe, recording, diagnosis)
+            facts |= {**_facts(fitted), "run": tracked.key}
+            right = right_answers(recording)
             tracked.log_metrics({"val/gap": facts["train_accuracy"] - right.mean()})
-            _write(kept, {**facts, "findings": findings, "run": tracked.key, "recipe": params}, right)
+            outcome = f"val/accuracy {right.mean():.2%}, {fitted.seconds['fit']:.0f} s"
     except (Diverged, OutOfMemory) as error:
         # A finding about this arm, not the end of the ablation.
-        print(f"{job.name}: {error}", file=sys.stderr)
-        findings = ["not_finite"] if isinstance(error, Diverged) else []
-        failed = {"failure": str(error), "findings": findings, "seconds": time.monotonic() - began}
-        _write(kept, {**failed, "recipe": params}, None)
-        shutil.rmtree(kept / UNFINISHED, ignore_errors=True)
-        return
+        outcome = str(error)
+        facts |= {"failure": outcome, "seconds": time.monotonic() - began}
+    _write(kept, {**facts, "recipe": params}, right)
     shutil.rmtree(kept / UNFINISHED, ignore_errors=True)
-    print(f"{job.name}: val/accuracy {right.mean():.2%}, {fitted.seconds['fit']:.0f} s", file=sys.stderr)
+    print(f"{job.name}: {outcome}", file=sys.stderr)
 
 
-def _keep_diagnosis(
-    kept: Path, recording: Recording, findings: Sequence[Finding], recipe: Recipe, tracked: Run
+def _record(
+    tracked: Run, kept: Path, recipe: Recipe, recording: Recording, diagnosis: DiagnosisConfig
 ) -> list[str]:
-    """Keep and log what was recorded and found; return the rules that fired."""
+    """Log what was recorded and found; return the rules that fired."""
+    recording, findings = diagnose(recording, diagnosis)
     with tempfile.TemporaryDirectory(dir=kept) as scratch:
-        model, sheet = Path(scratch, "model"), Path(scratch, "diagnosis")
-        write_recording(recording, model / "recording")
-        (model / "recipe.json").write_text(json.dumps(to_plain(recipe), indent=2) + "\n")
+        model, sheet = Path(scratch, "model"), Path(scratch, "sheet")
+        model.mkdir()
         sheet.mkdir()
-        write_findings(sheet / "findings.json", findings)
-        if recording.times is not None:
-            write_part(sheet / TIMES, recording.times)
-        for folder in (model, sheet):
-            for file in sorted(folder.iterdir()):
-                tracked.log_artifact(file, folder.name)
-    tracked.set_tags(tags_of(findings))
+        record_training(tracked, model, sheet, recipe, recording, findings)
     return [finding.rule for finding in findings if finding.status == "fired"]
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,7 +30,7 @@ def gather(network: nn.Module, data: PackedData, recipe: Recipe, device: torch.d
     moved = copy.deepcopy(network).to(device).eval()
     size = recipe.trainer.eval_batch_size
     mean, std = input_statistics(moved, train, size, device)
-    digests = image_digests(train.images)
+    digests = _digests_of(data.path, "train", data.meta.digests["train"])
     repeated, conflicting = repetitions(digests, train.labels)
     return Data(
         classes=tuple(data.meta.classes),
@@ -37,7 +39,7 @@ def gather(network: nn.Module, data: PackedData, recipe: Recipe, device: torch.d
         input_std=std,
         labels=np.array(val.labels, np.int64),
         probabilities=probabilities(moved, val, size, device),
-        shared=shared_images(digests, image_digests(val.images)),
+        shared=shared_images(digests, _digests_of(data.path, "val", data.meta.digests["val"])),
         repeated=repeated,
         conflicting=conflicting,
     )
@@ -75,6 +77,12 @@ def input_statistics(
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
     return mean.astype(np.float32), std.astype(np.float32)
+
+
+@functools.lru_cache(maxsize=4)
+def _digests_of(path: Path, split: str, digest: str) -> Digests:
+    """Return the digests of a split, whose content `digest` names: once for all trainings of a process."""
+    return image_digests(PackedData.open(path).split(split).images)
 
 
 def image_digests(images: np.ndarray) -> Digests:

@@ -84,11 +84,11 @@ def _value(value: Any) -> str:
 
 
 def tags_of(findings: Sequence[Finding]) -> dict[str, str]:
-    """Return the tags of a run: what fired, and each rule's status with its explanation."""
+    """Return the tags of a run: the names of the rules that fired, and the explanation of each."""
     fired = [finding.rule for finding in findings if finding.status == "fired"]
     return {
         "findings": ", ".join(fired) or "none",
-        **{f"finding.{f.rule}": f"{f.explanation}"[:450] for f in findings if f.status == "fired"},
+        **{f"finding.{f.rule}": f.explanation[:450] for f in findings if f.status == "fired"},
     }
 
 

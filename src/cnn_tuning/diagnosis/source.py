@@ -1,20 +1,30 @@
-"""From what a person names (a folder, or a run in the store) to the training that it was."""
+"""Where a training is kept for its diagnosis, in folders and in the store: written there, and found again."""
 
 from __future__ import annotations
 
 import json
 import re
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cnn_tuning.config import Recipe, TrackingConfig, validate
-from cnn_tuning.diagnosis.recording import RECIPE, TIMES, Recording, read_recording
+from cnn_tuning.config import Recipe, TrackingConfig, to_plain, validate
+from cnn_tuning.diagnosis.findings import Finding, tags_of, write_findings
+from cnn_tuning.diagnosis.recording import (
+    RECIPE,
+    TIMES,
+    Recording,
+    read_recording,
+    write_part,
+    write_recording,
+)
 from cnn_tuning.errors import UserError
 from cnn_tuning.tracking import store
+from cnn_tuning.tracking.run import Run
 
-# Where the times of the pipeline's own models are.
-SHEETS = {"models/baseline": "results/training", "models/tuned": "results/search/refit"}
+# Where the times of a model in `models/NAME` are, beside that folder.
+SHEETS = {"baseline": "results/training", "tuned": "results/search/refit"}
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,26 @@ class Training:
     recording: Recording
 
 
+def record_training(
+    tracked: Run, model: Path, sheet: Path, recipe: Recipe, recording: Recording, findings: Sequence[Finding]
+) -> None:
+    """Write recipe and recording to `model` and the times to `sheet`; log both folders whole, and the findings."""
+    write_recording(replace(recording, sweep=None), model / "recording")
+    (model / RECIPE).write_text(json.dumps(to_plain(recipe), indent=2) + "\n")
+    if recording.times is not None:
+        write_part(sheet / TIMES, recording.times)
+    tracked.set_tags(tags_of(findings))
+    with tempfile.TemporaryDirectory() as scratch:
+        told = Path(scratch)
+        write_findings(told / "findings.json", findings)
+        if recording.sweep is not None:
+            write_part(told / "sweep.npz", recording.sweep)
+        for file in sorted([*told.iterdir(), *sheet.iterdir()]):
+            tracked.log_artifact(file, "diagnosis")
+    for file in sorted(model.iterdir()):
+        tracked.log_artifact(file, "model")
+
+
 def find(run: str, tracking: TrackingConfig) -> Training:
     """Return the training behind a model's folder, or behind a run's id or `runs:/ID`.
 
@@ -33,13 +63,20 @@ def find(run: str, tracking: TrackingConfig) -> Training:
     """
     folder = Path(run)
     if folder.is_dir():
-        return training_in(folder, Path(SHEETS.get(folder.as_posix(), folder)))
+        return training_in(folder, _sheet_of(folder))
     identity = run.removeprefix("runs:/")
     if not re.fullmatch(r"[0-9a-f]{32}", identity):
         raise UserError(f"{run!r} is neither a model's folder nor a run: give models/baseline, or a run's id")
     with tempfile.TemporaryDirectory() as scratch:
         _download(identity, Path(scratch), tracking)
         return training_in(Path(scratch), Path(scratch), run)
+
+
+def _sheet_of(model: Path) -> Path:
+    whole = model.resolve()
+    if whole.parent.name == "models" and whole.name in SHEETS:
+        return whole.parents[1] / SHEETS[whole.name]
+    return model
 
 
 def training_in(model: Path, sheet: Path, name: str = "") -> Training:

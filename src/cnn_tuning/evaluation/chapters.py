@@ -17,6 +17,7 @@ from cnn_tuning.config import flatten
 from cnn_tuning.data.packed import Meta
 from cnn_tuning.diagnosis.findings import Finding, read_findings
 from cnn_tuning.reports.ablation import Cell, Table
+from cnn_tuning.reports.findings import value_text
 from cnn_tuning.reports.page import embedded
 from cnn_tuning.reports.scales import NAMES, show, show_parameter
 from cnn_tuning.reports.search_plots import PICTURES
@@ -24,7 +25,6 @@ from cnn_tuning.reports.search_plots import PICTURES
 # What a reader needs first of a search; the other plots are folded away.
 FIRST_PLOTS = ("history", "pareto", "importance", "parallel")
 # Of a list in the evidence, so many values are shown.
-MOST_VALUES = 8
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _findings(model: str, found: Sequence[Finding]) -> dict[str, Any]:
                 "rule": f.rule.replace("_", " "),
                 "since": "" if f.first_step is None else f"since step {f.first_step:,}",
                 "explanation": f.explanation,
-                "evidence": [(name.replace("_", " "), _evidence(value)) for name, value in f.evidence.items()],
+                "evidence": [(name.replace("_", " "), value_text(value)) for name, value in f.evidence.items()],
                 "advice": f.advice,
                 "remedy": _patch(f),
             }
@@ -158,17 +158,6 @@ def _findings(model: str, found: Sequence[Finding]) -> dict[str, Any]:
         "others": [(f.rule.replace("_", " "), f.status, f.explanation) for f in found if f.status != "fired"],
         "counts": {status: sum(f.status == status for f in found) for status in ("fired", "ok", "not evaluated")},
     }
-
-
-def _evidence(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    if isinstance(value, list):
-        more = f", … ({len(value)} in all)" if len(value) > MOST_VALUES else ""
-        return ", ".join(map(_evidence, value[:MOST_VALUES])) + more
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
 
 
 def _patch(finding: Finding) -> str:

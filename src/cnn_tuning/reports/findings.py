@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cnn_tuning.diagnosis.findings import Finding, patch_text
 
+MOST_VALUES = 8
 COLOURS = {"fired": "red", "ok": "green", "not evaluated": "dim"}
 
 
@@ -36,15 +38,16 @@ def print_findings(name: str, findings: Sequence[Finding]) -> None:
 
 def evidence_text(evidence: Mapping[str, Any]) -> str:
     """Return the numbers of a finding in a line."""
-    return "; ".join(f"{name.replace('_', ' ')} {_text(value)}" for name, value in evidence.items())
+    return "; ".join(f"{name.replace('_', ' ')} {value_text(value)}" for name, value in evidence.items())
 
 
-def _text(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """Return a value of the evidence as a person reads it, of long lists the first entries."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, list | tuple):
-        shown = ", ".join(_text(entry) for entry in value[:8])
-        return f"{shown}, …" if len(value) > 8 else shown
-    return str(value)
+        more = f", … ({len(value)} in all)" if len(value) > MOST_VALUES else ""
+        return ", ".join(map(value_text, value[:MOST_VALUES])) + more
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)

@@ -34,6 +34,7 @@ def run(config: DiagnoseConfig, place: Place) -> None:
     out = place.outputs / place.diagnosis
     empty_folder(out)
     metrics: dict[str, Any] = {}
+    data = prepared_data(place)
     for name, model, sheet in (
         ("baseline", place.baseline, place.training),
         ("tuned", place.tuned, place.refit),
@@ -41,7 +42,7 @@ def run(config: DiagnoseConfig, place: Place) -> None:
         if name == "tuned" and not (place.input(model) / "recording").exists():
             continue
         training = training_in(place.input(model), place.input(sheet))
-        _, findings = diagnose(training.recording, config.diagnosis, training.recipe, prepared_data(place))
+        _, findings = diagnose(training.recording, config.diagnosis, training.recipe, data)
         (out / name).mkdir()
         write_findings(out / name / "findings.json", findings)
         metrics[name] = metrics_of(findings)

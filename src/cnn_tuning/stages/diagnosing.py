@@ -53,7 +53,7 @@ def cure_run(
     """Train with and without a finding's remedy, and print what can be concluded."""
     from cnn_tuning.ablation.outcome import write_outcome
     from cnn_tuning.ablation.settle import settle
-    from cnn_tuning.ablation.train import Job
+    from cnn_tuning.ablation.train import jobs_for
     from cnn_tuning.data.packed import PackedData
     from cnn_tuning.tracking.run import Run
 
@@ -63,11 +63,7 @@ def cure_run(
     click.echo(f"remedy: {patch_text(finding)}")
     before = side_by_side(recipe, workers)
     arms = {AS_IT_WAS: before, WITH_REMEDY: patch(before, finding.remedy, "remedy")}
-    pairs = [(seed, arm) for seed in range(seeds) for arm in arms]
-    jobs = [
-        Job(f"cure {finding.rule}", arm, patch(arms[arm], {"seed": recipe.seed + seed}), f"{i}/{len(pairs)}")
-        for i, (seed, arm) in enumerate(pairs, start=1)
-    ]
+    jobs = jobs_for(f"cure {finding.rule}", arms, recipe.seed, seeds)
     question = QuestionConfig(
         question=f"Does the remedy for {finding.rule} help ({patch_text(finding)})?",
         factors={"arm": list(arms)},

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import csv
 import json
-import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cnn_tuning.config import DiagnosisConfig, Recipe, to_plain
+from cnn_tuning.config import DiagnosisConfig, Recipe
 from cnn_tuning.data.packed import PackedData
-from cnn_tuning.diagnosis.findings import Finding, line, tags_of, write_findings
+from cnn_tuning.diagnosis.findings import Finding, line
 from cnn_tuning.diagnosis.judge import diagnose
-from cnn_tuning.diagnosis.recording import TIMES, Recording, write_part, write_recording
+from cnn_tuning.diagnosis.source import record_training
 from cnn_tuning.diagnosis.trace import Tracer
 from cnn_tuning.diagnosis.watch import Watch
 from cnn_tuning.models import bundle
@@ -57,7 +55,8 @@ def fit_to_folder(
         fitted = fit(recipe, data, state_folder=state, log=tracked.log_metrics, callbacks=callbacks, name=name)
     except Diverged:
         recording, findings = diagnose(watch.so_far(), diagnosis, recipe, data)
-        _write_diagnosis(out, sheet, recording, findings, tracked, name)
+        _tell(findings, name)
+        record_training(tracked, out, sheet, recipe, recording, findings)
         raise
     recording, findings = diagnose(
         watch.conclude(fitted, data, tracked.system_samples()), diagnosis, fitted.recipe, data
@@ -71,35 +70,20 @@ def fit_to_folder(
     write_profile(
         sheet / "profile.html", recording, findings, operators=tracer.operators if tracer else None, title=name
     )
-    _write_diagnosis(out, sheet, recording, findings, tracked, name)
-    for file in sorted(out.iterdir()):
-        tracked.log_artifact(file, "model")
+    _tell(findings, name)
+    record_training(tracked, out, sheet, fitted.recipe, recording, findings)
     return fitted
 
 
-def _write_diagnosis(
-    out: Path, sheet: Path, recording: Recording, findings: Sequence[Finding], tracked: Run, name: str
-) -> None:
-    write_recording(replace(recording, sweep=None), out / "recording")
-    if recording.times is not None:
-        write_part(sheet / TIMES, recording.times)
+def _tell(findings: Sequence[Finding], name: str) -> None:
     for finding in findings:
         if finding.status == "fired":
             click.echo(f"{name}: {line(finding)}")
-    tracked.set_tags(tags_of(findings))
-    with tempfile.TemporaryDirectory() as scratch:
-        told = Path(scratch)
-        write_findings(told / "findings.json", findings)
-        if recording.sweep is not None:
-            write_part(told / "sweep.npz", recording.sweep)
-        for file in sorted([*told.iterdir(), *sheet.iterdir()]):
-            tracked.log_artifact(file, "diagnosis")
 
 
 def _write_model(out: Path, fitted: Fitted) -> None:
     bundle.save(out, fitted.network, fitted.specification)
     _write_history(out / "history.csv", fitted.history)
-    (out / "recipe.json").write_text(json.dumps(to_plain(fitted.recipe), indent=2) + "\n")
     (out / "best.json").write_text(json.dumps(fitted.best, indent=2) + "\n")
     (out / "layers.txt").write_text(fitted.layers + "\n")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cnn_tuning.diagnosis.findings import Finding, fired, not_evaluated, ok
-from cnn_tuning.diagnosis.recording import Data, Recording
+from cnn_tuning.diagnosis.recording import Recording
 
 # Positions and names shown; the rest is counted.
 SHOWN = 20
@@ -83,11 +83,6 @@ def leakage(recording: Recording, *, images: float) -> Finding:
         evidence=evidence,
         advice="remove repeated images from the raw data before it is split",
     )
-
-
-def names_of(data: Data, classes: list[int]) -> list[str]:
-    """Return the names of classes."""
-    return [data.classes[i] for i in classes]
 
 
 def listed(names: list[str]) -> str:
