@@ -79,12 +79,23 @@ def sync(spool: Path | None, uri: str | None) -> None:
 @cli.command()
 @click.argument("source")
 @click.option("--model", default=None, help="A registered model or a folder (default: the champion).")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("predictions.csv"), show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The CSV (default: predictions.csv; for one picture, the terminal).",
+)
+@click.option("--label", help="The true class of one picture (default: its folder's name, if it is a class).")
 @click.option("--top-k", default=1, show_default=True, help="How many classes to name for each picture.")
 @click.option("--batch-size", default=256, show_default=True)
-def predict(source: str, model: str | None, out: Path, top_k: int, batch_size: int) -> None:
-    """Classify a folder of pictures, or those below an s3:// prefix, into a CSV."""
+def predict(
+    source: str, model: str | None, out: Path | None, label: str | None, top_k: int, batch_size: int
+) -> None:
+    """Classify a picture, or a folder of them or those below an s3:// prefix into a CSV.
+
+    Of one picture all classes are printed with their probabilities, the most probable first.
+    """
     from cnn_tuning.serving.batch import predict_folder
+    from cnn_tuning.serving.one import print_prediction
     from cnn_tuning.serving.predictor import Predictor
     from cnn_tuning.serving.server import find, is_uri
     from cnn_tuning.serving.settings import Registered, settings
@@ -95,7 +106,12 @@ def predict(source: str, model: str | None, out: Path, top_k: int, batch_size: i
     else:
         own = settings(Registered)
         served = find(model or _champion(own.registry), tracking_uri(own.tracking))
-    done = predict_folder(Predictor(served.bundle), source, out, top_k=top_k, batch_size=batch_size)
+    predictor = Predictor(served.bundle)
+    if out is None and Path(source).is_file():
+        print_prediction(predictor, Path(source), label, f"{served.name} version {served.version}")
+        return
+    out = out or Path("predictions.csv")
+    done = predict_folder(predictor, source, out, top_k=top_k, batch_size=batch_size)
     unread = f", {done.unreadable:,} unreadable (named there)" if done.unreadable else ""
     pictures = "1 picture" if done.predicted == 1 else f"{done.predicted:,} pictures"
     click.echo(f"{out}: {pictures} classified by {served.name} version {served.version}{unread}")

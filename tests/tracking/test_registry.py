@@ -8,7 +8,7 @@ from cnn_tuning.tracking.lineage import describe, lineage
 from cnn_tuning.tracking.run import Run
 
 
-def _evaluate(config, model, tmp_path, wrong, split="split-1"):
+def _evaluate(config, model, tmp_path, wrong, split="split-1", barred=""):
     predictions = tmp_path / "own-name.csv"
     write_predictions(predictions, split, ((i, i % 10, (i + (i < wrong)) % 10, 0.9) for i in range(500)))
     with Run.start(config, name="evaluate", kind="evaluate", params={"model.name": "m", "seed": 3}) as run:
@@ -19,7 +19,7 @@ def _evaluate(config, model, tmp_path, wrong, split="split-1"):
             name="classifier",
             alias="champion",
             predictions=predictions,
-            gate=Gate(0.05, 0.0),
+            gate=Gate(0.05, 0.0, barred),
             description="A classifier.",
             tags={"dvc.data": "0f.dir"},
         )
@@ -60,6 +60,16 @@ def test_the_better_one_becomes_champion(config, tiny_model, tmp_path):
         lineage("models:/classifier@challenger", config)
     with pytest.raises(UserError, match=r"models:/NAME@ALIAS"):
         lineage("classifier", config)
+
+
+def test_a_barred_model_never_becomes_champion(tracking, tiny_model, tmp_path):
+    config = tracking()
+    barred = _evaluate(config, tiny_model, tmp_path, 0, barred="a budget of one epoch")
+    assert not barred["promoted"]
+    assert barred["reason"].startswith("not promoted: a budget of one epoch (100.00% on 500 test images)")
+    with pytest.raises(UserError, match="models:/classifier@champion"):
+        lineage("models:/classifier@champion", config)
+    assert _evaluate(config, tiny_model, tmp_path, 30)["promoted"]
 
 
 def test_a_folder_without_a_model_is_refused_at_once(tracking, tmp_path):

@@ -206,14 +206,15 @@ def _register(
         name=registry.model,
         alias=registry.alias,
         predictions=predictions,
-        gate=Gate(registry.significance, registry.minimum_gain),
-        description=f"{meta.name}, {subject.name}: test accuracy {metrics.accuracy.value:.2%} "
+        gate=Gate(registry.significance, registry.minimum_gain, registry.barred),
+        description=f"{registry.barred + ': ' if registry.barred else ''}{meta.name}, {subject.name}: test accuracy {metrics.accuracy.value:.2%} "
         f"{interval(metrics.accuracy, '.2%')}{against}",
         tags={
             "data": meta.name,
             "data_digest": digest,
             "train_run": str(subject.training.get("run")),
             "model": subject.name,
+            **({"barred": registry.barred} if registry.barred else {}),
         },
     )
     shutil.rmtree(model.parent, ignore_errors=True)

@@ -23,10 +23,14 @@ PREDICTIONS = "registry/predictions.csv"  # its place among the artifacts of a v
 
 @dataclass(frozen=True)
 class Gate:
-    """What a challenger must show: p below `significance` and at least `minimum_gain` in accuracy."""
+    """What a challenger must show: p below `significance` and at least `minimum_gain` in accuracy.
+
+    `barred`: why none may pass, whatever it shows (empty: it may).
+    """
 
     significance: float
     minimum_gain: float
+    barred: str = ""
 
 
 @dataclass(frozen=True)

@@ -176,8 +176,10 @@ def _compare(client: MlflowClient, champion: ModelVersion | None, predictions: P
     from mlflow.exceptions import MlflowException
 
     challenger = read_predictions(predictions)
+    figures = f"{challenger.accuracy:.2%} on {len(challenger.answers)} test images"
+    if gate.barred:
+        return Verdict(False, f"not promoted: {gate.barred} ({figures}); {BY_HAND}")
     if champion is None:
-        figures = f"{challenger.accuracy:.2%} on {len(challenger.answers)} test images"
         return Verdict(True, f"promoted: first champion, {figures}")
     nothing = f"not promoted: version {champion.version} has no readable predictions to compare with; "
     if not champion.run_id:
