@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnn_tuning.data.packed import PackedData
-from cnn_tuning.diagnosis.evidence import gather, image_digests, repetitions, shared_images
+from cnn_tuning.data.repeats import image_digests, repetitions, shared_images
+from cnn_tuning.diagnosis.evidence import gather
 from cnn_tuning.models.bundle import Specification
 
 PICTURES = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2)), min_size=1, max_size=30)

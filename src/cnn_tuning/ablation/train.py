@@ -35,8 +35,8 @@ from cnn_tuning.config import (
 )
 from cnn_tuning.data.packed import PackedData
 from cnn_tuning.diagnosis.judge import diagnose
+from cnn_tuning.diagnosis.record import record_training
 from cnn_tuning.diagnosis.recording import Recording
-from cnn_tuning.diagnosis.source import record_training
 from cnn_tuning.diagnosis.watch import Watch
 from cnn_tuning.tracking.run import Run
 from cnn_tuning.training.fit import Diverged, Fitted, OutOfMemory, fit

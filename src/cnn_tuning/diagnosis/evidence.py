@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import copy
-import functools
-import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cnn_tuning.config import Recipe
 from cnn_tuning.data.packed import PackedData, PackedSplit, class_counts
+from cnn_tuning.data.repeats import digests_of, repetitions, shared_images
 from cnn_tuning.diagnosis.recording import Data, Floats, Integers
 
 # Training images, evenly spread, whose pixels are measured as the network's body gets them.
 INPUT_IMAGES = 2000
-BLOCK = 4096
-
-Digests = NDArray[np.uint64]
 
 
 def gather(network: nn.Module, data: PackedData, recipe: Recipe, device: torch.device) -> Data:
@@ -30,7 +24,7 @@ def gather(network: nn.Module, data: PackedData, recipe: Recipe, device: torch.d
     moved = copy.deepcopy(network).to(device).eval()
     size = recipe.trainer.eval_batch_size
     mean, std = input_statistics(moved, train, size, device)
-    digests = _digests_of(data.path, "train", data.meta.digests["train"])
+    digests = digests_of(data, "train")
     repeated, conflicting = repetitions(digests, train.labels)
     return Data(
         classes=tuple(data.meta.classes),
@@ -39,7 +33,7 @@ def gather(network: nn.Module, data: PackedData, recipe: Recipe, device: torch.d
         input_std=std,
         labels=np.array(val.labels, np.int64),
         probabilities=probabilities(moved, val, size, device),
-        shared=shared_images(digests, _digests_of(data.path, "val", data.meta.digests["val"])),
+        shared=shared_images(digests, digests_of(data, "val")),
         repeated=repeated,
         conflicting=conflicting,
     )
@@ -77,42 +71,6 @@ def input_statistics(
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
     return mean.astype(np.float32), std.astype(np.float32)
-
-
-@functools.lru_cache(maxsize=4)
-def _digests_of(path: Path, split: str, digest: str) -> Digests:
-    """Return the digests of a split, whose content `digest` names: once for all trainings of a process."""
-    return image_digests(PackedData.open(path).split(split).images)
-
-
-def image_digests(images: np.ndarray) -> Digests:
-    """Return a digest of each image's bytes, `BLOCK` images in memory at a time.
-
-    64 bits: that two of ten million different images are taken for equal has a chance of 3 in a million.
-    """
-    digests = bytearray()
-    for start in range(0, len(images), BLOCK):
-        block = np.ascontiguousarray(images[start : start + BLOCK])
-        digests += b"".join(hashlib.blake2b(image, digest_size=8).digest() for image in block)
-    return np.frombuffer(bytes(digests), np.uint64)
-
-
-def repetitions(digests: Digests, labels: np.ndarray) -> tuple[int, int]:
-    """Return how many images repeat an earlier one, and how many have an equal one with another label."""
-    _, group, sizes = np.unique(digests, return_inverse=True, return_counts=True)
-    lowest = np.full(len(sizes), np.iinfo(np.int64).max)
-    highest = np.full(len(sizes), -1)
-    np.minimum.at(lowest, group, labels)
-    np.maximum.at(highest, group, labels)
-    return int((sizes - 1).sum()), int(sizes[lowest != highest].sum())
-
-
-def shared_images(train: Digests, val: Digests) -> Integers:
-    """Return (train, val) positions for each validation image that the training split has too: its first there."""
-    unique, first = np.unique(train, return_index=True)
-    at = np.minimum(np.searchsorted(unique, val), len(unique) - 1)
-    found = np.flatnonzero(unique[at] == val)
-    return np.stack([first[at[found]], found], axis=1).astype(np.int64)
 
 
 def _batches(split: PackedSplit, rows: Integers, size: int, device: torch.device) -> Iterator[Tensor]:

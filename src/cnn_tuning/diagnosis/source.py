@@ -1,27 +1,17 @@
-"""Where a training is kept for its diagnosis, in folders and in the store: written there, and found again."""
+"""From what a person names (a folder, or a run in the store) to the training that it was."""
 
 from __future__ import annotations
 
 import json
 import re
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from cnn_tuning.config import Recipe, TrackingConfig, to_plain, validate
-from cnn_tuning.diagnosis.findings import Finding, tags_of, write_findings
-from cnn_tuning.diagnosis.recording import (
-    RECIPE,
-    TIMES,
-    Recording,
-    read_recording,
-    write_part,
-    write_recording,
-)
+from cnn_tuning.config import Recipe, TrackingConfig, validate
+from cnn_tuning.diagnosis.recording import RECIPE, TIMES, Recording, read_recording
 from cnn_tuning.errors import UserError
 from cnn_tuning.tracking import store
-from cnn_tuning.tracking.run import Run
 
 # Where the times of a model in `models/NAME` are, beside that folder.
 SHEETS = {"baseline": "results/training", "tuned": "results/search/refit"}
@@ -33,26 +23,6 @@ class Training:
 
     recipe: Recipe
     recording: Recording
-
-
-def record_training(
-    tracked: Run, model: Path, sheet: Path, recipe: Recipe, recording: Recording, findings: Sequence[Finding]
-) -> None:
-    """Write recipe and recording to `model` and the times to `sheet`; log both folders whole, and the findings."""
-    write_recording(replace(recording, sweep=None), model / "recording")
-    (model / RECIPE).write_text(json.dumps(to_plain(recipe), indent=2) + "\n")
-    if recording.times is not None:
-        write_part(sheet / TIMES, recording.times)
-    tracked.set_tags(tags_of(findings))
-    with tempfile.TemporaryDirectory() as scratch:
-        told = Path(scratch)
-        write_findings(told / "findings.json", findings)
-        if recording.sweep is not None:
-            write_part(told / "sweep.npz", recording.sweep)
-        for file in sorted([*told.iterdir(), *sheet.iterdir()]):
-            tracked.log_artifact(file, "diagnosis")
-    for file in sorted(model.iterdir()):
-        tracked.log_artifact(file, "model")
 
 
 def find(run: str, tracking: TrackingConfig) -> Training:

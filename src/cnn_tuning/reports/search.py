@@ -170,12 +170,14 @@ def _facts(view: SearchView, search: SearchConfig) -> Mapping[str, str]:
     limits = [f"{search.budget.trials} trials"]
     limits += [f"{search.budget.minutes:g} minutes"] if search.budget.minutes else []
     limits += [f"${search.budget.dollars:g}"] if search.budget.dollars else []
+    share = search.sampler.random_share
+    mixed = f"; {share:.0%} of the later trials stay random" if share else ""
     return {
         "trials": ", ".join(f"{counts[state]} {state}" for state in ("complete", "pruned", "failed")),
         "spent": spent + (f", {show('cost/usd', usd)}" if usd else ""),
         "budget": " or ".join(limits),
         "a trial": f"the experiment's recipe{f' with {settings}' if settings else ''}, {seeds}",
-        "sampler": SAMPLERS[search.sampler.name].format(n=search.sampler.startup_trials),
+        "sampler": SAMPLERS[search.sampler.name].format(n=search.sampler.startup_trials) + mixed,
         "pruner": PRUNERS[search.pruner.name].format(f=search.pruner.reduction_factor),
         "importance": METHODS[search.importance],
     }

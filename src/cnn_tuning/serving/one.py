@@ -36,7 +36,8 @@ def print_prediction(predictor: Predictor, picture: Path, label: str | None, mod
     console = Console(highlight=False)
     console.print(table)
     verdict = "" if truth is None else ": right" if truth == answer.label else f": wrong, it is {truth}"
-    console.print(Text(f"{picture}: {answer.label} ({answer.probability:.2%}) by {model}{verdict}"), soft_wrap=True)
+    told = f"{picture}: {answer.label} ({answer.probability:.2%}) by {model}{verdict}"
+    console.print(Text(told), soft_wrap=True)
 
 
 def _truth(classes: tuple[str, ...], picture: Path, label: str | None) -> str | None:

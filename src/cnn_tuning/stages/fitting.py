@@ -19,7 +19,7 @@ from cnn_tuning.config import DiagnosisConfig, Recipe
 from cnn_tuning.data.packed import PackedData
 from cnn_tuning.diagnosis.findings import Finding, line
 from cnn_tuning.diagnosis.judge import diagnose
-from cnn_tuning.diagnosis.source import record_training
+from cnn_tuning.diagnosis.record import record_training
 from cnn_tuning.diagnosis.trace import Tracer
 from cnn_tuning.diagnosis.watch import Watch
 from cnn_tuning.models import bundle
