@@ -455,7 +455,8 @@ class RegistryConfig:
     """The registered model and the gate for `alias`.
 
     A challenger takes the alias when it gains at least `minimum_gain` accuracy and a paired test on
-    the same images gives p below `significance`.
+    the same images gives p below `significance`. `barred`: why no model of this experiment may take it,
+    such as a training on too small a budget (empty: it may).
     """
 
     __pydantic_config__ = _STRICT
@@ -464,6 +465,7 @@ class RegistryConfig:
     alias: str = "champion"
     significance: Annotated[float, Field(gt=0, lt=1)] = 0.05
     minimum_gain: Fraction = 0.0
+    barred: str = ""
 
 
 @dataclass(frozen=True)
