@@ -20,6 +20,7 @@ PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 READS = {
     "fetch": "FetchConfig",
     "preprocess": "PreprocessConfig",
+    "fetch_weights": "FetchWeightsConfig",
     "train": "TrainConfig",
     "ablate": "AblateConfig",
     "tune": "TuneConfig",

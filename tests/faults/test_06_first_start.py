@@ -3,11 +3,14 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from cnn_tuning.tracking.run import Run
 
 STARTERS = 8
 
 
+@pytest.mark.slow
 def test_one_schema_and_every_run(tracking, tmp_path, rows):
     database = tmp_path / "empty" / "mlflow.db"
     database.parent.mkdir()

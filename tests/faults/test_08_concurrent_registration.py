@@ -3,12 +3,15 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from cnn_tuning.tracking.gate import Gate, write_predictions
 from cnn_tuning.tracking.run import Run
 
 CANDIDATES, IMAGES = 8, 500
 
 
+@pytest.mark.slow
 def test_one_champion(tracking, tmp_path, store_db, tiny_model, rows):
     barrier, gate = threading.Barrier(CANDIDATES), Gate(0.05, 0.0)
 

@@ -146,6 +146,7 @@ def test_a_second_run_computes_nothing_and_a_comment_neither(again):
     assert ran(again.repro()) == ["configure"]
 
 
+@pytest.mark.slow
 def test_a_changed_value_reruns_exactly_what_uses_it(again):
     (again.path / "params.yaml").write_text(ALONE)
     assert set(ran(again.repro())) == {"configure", "ablate", "tune", "diagnose", "evaluate"}

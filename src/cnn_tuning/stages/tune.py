@@ -112,7 +112,7 @@ def _refit(config: TuneConfig, recipe: Recipe, place: Place, model: Path, out: P
                 folder,
                 sheet,
                 diagnosis=config.diagnosis,
-                state=place.outputs / place.state / "tuned",
+                state=place.outputs / place.state / "tuned" / str(seeded.seed),
                 tracked=refit,
                 name=name,
             )
