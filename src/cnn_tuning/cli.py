@@ -38,6 +38,37 @@ def doctor() -> None:
     raise click.exceptions.Exit(0 if print_checks() else 1)
 
 
+@cli.command("stand-in")
+@click.argument("name")
+@click.option("--out", type=click.Path(path_type=Path), help="Default: where conf/data/NAME.yaml looks for it.")
+@click.option("--share", default=1.0, show_default=True, help="How much of the real data set's counts.")
+@click.option("--seed", default=0, show_default=True)
+def stand_in(name: str, out: Path | None, share: float, seed: int) -> None:
+    """Draw an archive of a data set's layout, counts and file kinds, where the real one is out of reach.
+
+    NAME: dog_breeds, cifar10 or cifar10_python.
+    """
+    from cnn_tuning.stages.initialise import make_stand_in
+
+    make_stand_in(name, out, share, seed)
+
+
+@cli.command()
+@click.argument("path")
+@click.option("--name", help="Of the experiment (default: the folder's name).")
+@click.option("--size", type=int, help="Side of the network's input in pixels (default: chosen by the pictures).")
+@click.option("--out", type=click.Path(path_type=Path), help="For the data sheet (default: scratch/init/NAME).")
+@click.option("--force", is_flag=True, help="Replace an experiment of this name.")
+def init(path: str, name: str | None, size: int | None, out: Path | None, force: bool) -> None:
+    """Look at your own pictures and write an experiment for them, with a data sheet.
+
+    PATH: a folder, a zip or tar archive, or s3://bucket/prefix/, with a folder for each class.
+    """
+    from cnn_tuning.stages.initialise import init as initialise
+
+    initialise(path, name=name, size=size, sheet=out, force=force)
+
+
 @cli.command()
 @click.argument("model")
 def show(model: str) -> None:
@@ -176,6 +207,81 @@ def verify() -> None:
     from cnn_tuning.stages.verify import verify as compare
 
     compare()
+
+
+@cli.group()
+def host() -> None:
+    """Rent EC2 hosts: what they would cost, which there are, and how to be rid of them."""
+
+
+@host.command("plan")
+@click.argument("overrides", nargs=-1)
+@click.option(
+    "--measured", multiple=True, metavar="TYPE=IMAGES_PER_S", help="A speed that was measured on a type."
+)
+@click.option("--json", "as_json", is_flag=True)
+def host_plan(overrides: tuple[str, ...], measured: tuple[str, ...], as_json: bool) -> None:
+    """Rank host types for this experiment by dollars and time. OVERRIDES, such as host=cpu host.budget=1."""
+    from cnn_tuning.stages.hosting import plan
+
+    plan(overrides, measured, as_json=as_json)
+
+
+@host.command("status")
+@click.argument("overrides", nargs=-1)
+@click.option("--json", "as_json", is_flag=True)
+def host_status(overrides: tuple[str, ...], as_json: bool) -> None:
+    """Show everything of this project that costs money now; exit 1 if something should not be there."""
+    from cnn_tuning.stages.hosting import status
+
+    status(overrides, as_json=as_json)
+
+
+@host.command("down")
+@click.argument("run", required=False)
+@click.option("--all", "every", is_flag=True, help="Of all runs.")
+@click.option("--set", "overrides", multiple=True, help="An override, such as host.region=eu-west-1.")
+def host_down(run: str | None, every: bool, overrides: tuple[str, ...]) -> None:
+    """End the hosts of a run and remove what they were made of; may be repeated."""
+    from cnn_tuning.stages.hosting import down
+
+    down(run, overrides, every=every)
+
+
+@host.command("cost")
+@click.argument("overrides", nargs=-1)
+@click.option("--json", "as_json", is_flag=True)
+def host_cost(overrides: tuple[str, ...], as_json: bool) -> None:
+    """Show what hosts have cost."""
+    from cnn_tuning.stages.hosting import cost
+
+    cost(overrides, as_json=as_json)
+
+
+@cli.group()
+def remote() -> None:
+    """Set up the S3 bucket for data, models and hosts."""
+
+
+@remote.command("init")
+@click.argument("bucket", required=False)
+@click.option("--force", is_flag=True, help="Replace a DVC remote that leads elsewhere.")
+@click.option("--set", "overrides", multiple=True, help="An override, such as host.region=eu-west-1.")
+def remote_init(bucket: str | None, force: bool, overrides: tuple[str, ...]) -> None:
+    """Make a private, versioned, encrypted bucket and DVC's remote in it; print the policies needed."""
+    from cnn_tuning.stages.hosting import remote_init as init_remote
+
+    init_remote(bucket, overrides, force=force)
+
+
+@remote.command("policies")
+@click.argument("bucket", required=False)
+@click.option("--set", "overrides", multiple=True, help="An override, such as host.prefix=mine.")
+def remote_policies(bucket: str | None, overrides: tuple[str, ...]) -> None:
+    """Print the least-privilege policies of person, host, guard and bucket as JSON; asks AWS nothing."""
+    from cnn_tuning.stages.hosting import remote_policies as policies
+
+    policies(bucket, overrides)
 
 
 def _composed(overrides: tuple[str, ...] = ()) -> Config:

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from cnn_tuning.config import DataConfig, FileConfig, ImageConfig
-from cnn_tuning.data.packed import PackedData
+from cnn_tuning.data.packed import Meta, PackedData
 from cnn_tuning.data.prepare import prepare
-from cnn_tuning.reports.data_sheet import class_distribution, image_grid
+from cnn_tuning.reports.data_sheet import class_distribution, image_grid, sheet
 
 
 @pytest.mark.parametrize(("classes", "channels"), [(2, 1), (30, 3), (150, 1)])
@@ -41,3 +41,16 @@ def test_names_are_shown_as_they_are(tmp_path, classes):
     class_distribution(meta, tmp_path / "classes.png")
     image_grid(PackedData.open(tmp_path / "out"), tmp_path / "images.png", seed=0)
     assert (tmp_path / "classes.png").stat().st_size > 1000 < (tmp_path / "images.png").stat().st_size
+
+
+def test_the_text_lists_classes_by_size():
+    names = tuple(f"{i:03}.breed|{i}" for i in range(133))
+    train = tuple(30 + (7 * i) % 40 for i in range(133))
+    counts = {"train": train, "val": (4,) * 133, "test": (5,) * 133}
+    meta = Meta("dogs", names, ImageConfig((240, 240), 3), counts, (0.5,) * 3, (0.2,) * 3, 1, 0, {}, {})
+    text = sheet(meta, 3)
+    assert "240×240×3 = 172,800 values" in text and "133 classes; 3 bad images" in text
+    rows = [line.split(" | ") for line in text.splitlines() if "breed" in line]
+    shown = [int(row[2]) for row in rows]
+    assert len(rows) == 133 and shown == sorted(train, reverse=True) and rows[0][3:] == ["4", "5 |"]
+    assert "stand-in" not in text and "stand-in" in sheet(meta, 0, stand_in=True)

@@ -5,14 +5,12 @@ import dataclasses
 import gzip
 import hashlib
 import http.server
-import io
 import os
 import pickle
 import socket
 import struct
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 import zipfile
@@ -24,6 +22,7 @@ import pytest
 import yaml
 
 from cnn_tuning.config import CsvConfig, DataConfig, FileConfig, ImageConfig, SourceConfig, validate
+from cnn_tuning.data import stand_in
 from cnn_tuning.data.arrays import read_idx
 from cnn_tuning.data.formats import read
 from cnn_tuning.data.sources import fetch
@@ -244,6 +243,15 @@ def test_only_a_local_file_may_go_without_a_digest(tmp_path, web):
     assert web.seen == [] and (tmp_path / "mine" / "1.csv").exists()
 
 
+def test_a_file_whose_publisher_names_no_digest_is_taken_when_told_so(tmp_path, web, capsys):
+    web.files["/1.csv"] = BODY
+    source = SourceConfig(web.uri)
+    told = dataclasses.replace(configured({"1.csv": BODY}, source), files={"1.csv": FileConfig(unverified=True)})
+    fetch(told, tmp_path / "raw", cache=tmp_path / "cache")
+    assert (tmp_path / "raw" / "1.csv").read_bytes() == BODY
+    assert hashlib.sha256(BODY).hexdigest() in capsys.readouterr().err
+
+
 def test_a_folder_of_images_is_copied(tmp_path):
     (tmp_path / "photos" / "cat").mkdir(parents=True)
     (tmp_path / "photos" / "cat" / "1.png").write_bytes(b"x")
@@ -442,22 +450,13 @@ def test_s3_reasons(tmp_path, s3, uri, reason):
 # --- CIFAR-10 in the official form ----------------------------------------------------------------------
 
 
-def cifar_archive():
-    records = np.random.default_rng(1).integers(0, 10, (20, 3073), dtype=np.uint8)
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name in [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]:
-            info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
-            info.size = records.nbytes
-            archive.addfile(info, io.BytesIO(records.tobytes()))
-    return buffer.getvalue()
-
-
 @pytest.mark.parametrize("kind", ["http", "s3"])
-def test_cifar_archive_with_its_md5_only(tmp_path, web, s3, kind):
-    data = cifar_archive()
-    official = validate(DataConfig, yaml.safe_load((CONF / "cifar10.yaml").read_text()))
+@pytest.mark.parametrize("conf", ["cifar10", "cifar10_python"])
+def test_cifar_archive_with_its_md5_only(tmp_path, web, s3, kind, conf):
+    official = validate(DataConfig, yaml.safe_load((CONF / f"{conf}.yaml").read_text()))
     (name,) = official.files
+    stand_in.make(conf, tmp_path / name, share=0.002)
+    data = (tmp_path / name).read_bytes()
     if kind == "http":
         web.files[f"/kriz/{name}"], web.cuts[:] = data, [len(data) // 2]
         source = SourceConfig(web.uri + "kriz/")

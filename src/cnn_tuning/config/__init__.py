@@ -13,6 +13,7 @@ from cnn_tuning.config.compose import (
     select,
     validate,
 )
+from cnn_tuning.config.host import CalibrationConfig, GpuConfig, HostConfig, InstanceConfig
 from cnn_tuning.config.patching import patch, to_plain
 from cnn_tuning.config.schema import (
     AMBIENT,
@@ -31,6 +32,7 @@ from cnn_tuning.config.schema import (
     EarlyStoppingConfig,
     EvaluationConfig,
     FileConfig,
+    FinetuneConfig,
     FloatRange,
     ImageConfig,
     IntRange,
@@ -53,6 +55,8 @@ from cnn_tuning.config.schema import (
     StepConfig,
     TrackingConfig,
     TrainerConfig,
+    WeightsConfig,
+    WeightsSourceConfig,
 )
 from cnn_tuning.config.variants import (
     EQUAL_UPDATES,
@@ -76,6 +80,7 @@ __all__ = [
     "AdamConfig",
     "AugmentConfig",
     "BudgetConfig",
+    "CalibrationConfig",
     "Choice",
     "Config",
     "ConstantConfig",
@@ -87,8 +92,12 @@ __all__ = [
     "EarlyStoppingConfig",
     "EvaluationConfig",
     "FileConfig",
+    "FinetuneConfig",
     "FloatRange",
+    "GpuConfig",
+    "HostConfig",
     "ImageConfig",
+    "InstanceConfig",
     "IntRange",
     "ModelConfig",
     "ObjectiveConfig",
@@ -109,6 +118,8 @@ __all__ = [
     "StepConfig",
     "TrackingConfig",
     "TrainerConfig",
+    "WeightsConfig",
+    "WeightsSourceConfig",
     "applies",
     "arms",
     "changes_of",

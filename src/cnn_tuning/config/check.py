@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from cnn_tuning.config.schema import Recipe
 from cnn_tuning.errors import UserError
 
 Section = TypeVar("Section")
@@ -25,6 +26,19 @@ def validated(
     except ValidationError as error:
         problems += [_describe(detail, tree, places) for detail in error.errors()]
         return None
+
+
+def check_backbone(recipe: Recipe) -> list[str]:
+    """Return what is wrong between a network and how it is to be trained."""
+    model = recipe.model
+    problems = []
+    if model.architecture != "backbone":
+        for name, given in (("model.pretrained", model.pretrained), ("trainer.finetune", recipe.trainer.finetune)):
+            if given:
+                problems.append(f"{name}: only for model.architecture backbone, not {model.architecture}")
+    elif model.pretrained and model.weights is None:
+        problems.append("model.pretrained: true needs model.weights: {file: …, sha256: …, sources: […]}")
+    return problems
 
 
 def _describe(detail: Any, tree: Mapping[str, Any], places: Mapping[str, str]) -> str:

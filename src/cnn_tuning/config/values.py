@@ -13,7 +13,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from cnn_tuning.config.check import nearest, report
-from cnn_tuning.config.schema import EarlyStoppingConfig
+from cnn_tuning.config.schema import EarlyStoppingConfig, FinetuneConfig, WeightsConfig
 from cnn_tuning.errors import UserError
 
 # Groups of which several options may be chosen at once.
@@ -254,19 +254,25 @@ def assign(tree: dict[str, Any], value: Value, places: dict[str, str], problems:
 
 
 def _same_kind(known: Any, given: Any) -> bool:
-    """Tell whether a free-form argument has the type of the value in `conf/`, its only schema."""
+    """Tell whether a free-form argument has the type of the value in `conf/`, its only schema; null may be one."""
     if isinstance(known, list) and isinstance(given, list):
         return all(_same_kind(known[0], item) for item in given) if known else True
     if isinstance(known, float):
         return isinstance(given, int | float) and not isinstance(given, bool)
-    return known is None or type(known) is type(given)
+    return known is None or given is None or type(known) is type(given)
 
 
 def _default_of(path: tuple[str, ...]) -> dict[str, Any] | None:
     """Return an empty form of an optional section (null in YAML) so that its keys can be set."""
-    if path == ("trainer", "early_stopping"):
-        return {f.name: None for f in dataclasses.fields(EarlyStoppingConfig)} | {"min_delta": 0.0}
-    return None
+    optional: dict[tuple[str, ...], type] = {
+        ("trainer", "early_stopping"): EarlyStoppingConfig,
+        ("trainer", "finetune"): FinetuneConfig,
+        ("model", "weights"): WeightsConfig,
+    }
+    if path not in optional:
+        return None
+    fields = dataclasses.fields(optional[path])
+    return {f.name: None if f.default is dataclasses.MISSING else _plain(f.default) for f in fields}
 
 
 def resolve(tree: dict[str, Any], problems: list[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import IntEnum
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pytorch_lightning as pl
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cnn_tuning.config import Recipe
 from cnn_tuning.data.augment import augment
-from cnn_tuning.data.packed import PackedData, PackedSplit
+from cnn_tuning.data.packed import Meta, PackedSplit
 
 # A data set may take this share of the device's free memory to be kept there.
 RESIDENT_SHARE = 0.25
@@ -83,7 +83,7 @@ class _Rows(Dataset):
     def __getitem__(self, batch: int) -> tuple[Tensor, Tensor]:
         rows = self.batches[batch]
         ascending = np.argsort(rows)  # the disk is read forwards, the batch keeps its order
-        images = np.empty((len(rows), *self.images.shape[1:]), np.uint8)
+        images = np.empty((len(rows), *self.images.shape[1:]), self.images.dtype)
         images[ascending] = self.images[rows[ascending]]
         return torch.from_numpy(images), torch.from_numpy(self.labels[rows])
 
@@ -166,10 +166,21 @@ class Batches:
             yield images.to(self.device, non_blocking=pin), labels.to(self.device, non_blocking=pin)
 
 
+class SplitData(Protocol):
+    """Splits by name: prepared pictures, or features in their place."""
+
+    @property
+    def meta(self) -> Meta:
+        """Return what the data are."""
+
+    def split(self, name: str) -> PackedSplit:
+        """Return train or val."""
+
+
 class DataModule(pl.LightningDataModule):
     """The training split to learn from; parts of training and validation to measure on the same footing."""
 
-    def __init__(self, data: PackedData, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, data: SplitData, recipe: Recipe, device: torch.device) -> None:
         super().__init__()
         self.meta = data.meta
         train, val = data.split("train"), data.split("val")

@@ -159,11 +159,19 @@ def convert(chunk: Chunk) -> Converted:
     else:
         pixels, valid, rejected, files = _decoded(chunk)
     chunk.target.write(chunk.start, pixels)
-    wide = pixels.astype(np.uint16)
-    sums, squares = (x.sum(axis=(0, 2, 3), dtype=np.uint64).tolist() for x in (wide, wide * wide))
-    return Converted(
-        chunk.split, chunk.start, valid, tuple(rejected), tuple(sums), tuple(squares), files % (1 << 256)
-    )
+    sums, squares = _sums(pixels)
+    return Converted(chunk.split, chunk.start, valid, tuple(rejected), sums, squares, files % (1 << 256))
+
+
+def _sums(pixels: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the sums of values and of their squares, per channel; exact: doubles hold whole numbers to 2^53."""
+    sums = squares = np.zeros(pixels.shape[1], np.int64)
+    most = max(1, (1 << 20) // math.prod(pixels.shape[1:]))  # what stays in the processor's cache
+    for start in range(0, len(pixels), most):
+        wide = pixels[start : start + most].astype(np.float64)
+        sums = sums + wide.sum(axis=(0, 2, 3)).astype(np.int64)
+        squares = squares + np.einsum("nchw,nchw->c", wide, wide).astype(np.int64)
+    return tuple(sums.tolist()), tuple(squares.tolist())
 
 
 def _decoded(chunk: Chunk) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]], int]:

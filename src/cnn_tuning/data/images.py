@@ -1,14 +1,15 @@
 """Any picture (bytes, array, PIL image) comes in; the network's input goes out: uint8 C×H×W.
 
 The one way to the input, in preprocessing, prediction and serving. It is shipped inside the served model, so
-it imports nothing but numpy, Pillow and the configuration.
+it imports nothing but numpy, Pillow, two small libraries of compiled code and the configuration: JPEG files are
+decoded by simplejpeg (libjpeg-turbo), pixels resampled by cykooz-resizer (`bench/decode.py` has the figures).
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -21,16 +22,17 @@ from cnn_tuning.errors import UserError
 # Not ICO: Pillow decodes what it holds on opening, before a limit could be checked.
 FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "TIFF", "WEBP", "AVIF", "PPM", "JPEG2000", "PCX")
 
-_RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-
+_FILTERS = {"bilinear": "bilinear", "bicubic": "catmull_rom", "lanczos": "lanczos3"}
+_RADII = {"bilinear": 1, "bicubic": 2, "lanczos": 3}
+Box = tuple[float, float, float, float]
 
 MAX_PIXELS = 50_000_000
 _PIECE = 1 << 18
+
+# With glibc, a third of a picture's time goes into memory that is given back and taken again page by page, until a
+# large block was freed once (mallopt(3), "dynamic mmap threshold").
+_block = np.empty(16 << 20, np.uint8)
+del _block
 
 
 class BadImage(UserError):
@@ -48,13 +50,16 @@ def to_input(
     of its size. Raises `BadImage` and nothing else for bad input; the size is checked before anything is decoded.
     """
     with _refusing():
-        image = opened(image, max_pixels=max_pixels)
-        if config.interpolation != "nearest":
-            # A large JPEG is decoded at a fraction of its size: faster, and still at least twice what is needed.
-            side = 2 * max(config.size)
-            image.draft(None, (side, side))
-        image.load()
-        pixels = np.asarray(_resized(_to_channels(_upright(image), config), config))
+        data = image if isinstance(image, bytes | bytearray) else None
+        picture = opened(image, max_pixels=max_pixels)
+        pixels = _decoded_jpeg(data, picture, config) if data is not None else None
+        if pixels is None:
+            _drafted(picture, config)
+            picture.load()
+            pixels = np.asarray(_to_channels(_upright(picture), config))
+        elif pixels.shape[2:] != (3,) * (config.channels == 3):
+            pixels = np.asarray(_to_channels(Image.fromarray(pixels), config))
+        pixels = _resized(pixels, config)
     return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
@@ -122,12 +127,62 @@ def _from_array(array: np.ndarray, max_pixels: int) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array, dtype=np.uint8))
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _reduction(image: Image.Image, config: ImageConfig) -> int:
+    """Return by how much a JPEG is decoded smaller: faster, and still at least twice the size that is needed."""
+    if config.interpolation == "nearest":
+        return 1
+    room = min(image.size) // (2 * max(config.size))
+    return next((factor for factor in (8, 4, 2) if factor <= room), 1)
+
+
+def _drafted(image: Image.Image, config: ImageConfig) -> None:
+    factor = _reduction(image, config)
+    if factor > 1:
+        image.draft(None, (image.width // factor, image.height // factor))
+
+
+def _decoded_jpeg(data: bytes | bytearray, image: Image.Image, config: ImageConfig) -> np.ndarray | None:
+    """Return a sound JPEG's pixels upright, H×W or H×W×3, as Pillow has them; None where Pillow is to judge."""
+    import simplejpeg
+
+    if image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB"):
+        return None
+    factor = _reduction(image, config)
     try:
-        orientation = image.getexif().get(0x0112, 1)
+        pixels = simplejpeg.decode_jpeg(
+            data,
+            colorspace="GRAY" if image.mode == "L" else "RGB",
+            min_factor=factor,
+            min_width=-(-image.width // factor),
+            min_height=-(-image.height // factor),
+        )
+    except ValueError:  # damaged, or a kind that it does not know
+        return None
+    turned = _TURNS.get(_orientation(image), lambda upright: upright)(pixels)
+    return turned[:, :, 0] if image.mode == "L" else turned
+
+
+# What brings stored pixels (rows × columns × channels) upright, by EXIF orientation.
+_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.swapaxes(0, 1),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: stored[::-1, ::-1].swapaxes(0, 1),
+    8: lambda stored: np.rot90(stored),
+}
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(0x0112, 1)
     except Exception:  # damaged EXIF is no reason to refuse the pixels
-        return image
-    if orientation == 1:
+        return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    if _orientation(image) == 1:
         return image
     try:
         return ImageOps.exif_transpose(image)
@@ -175,17 +230,53 @@ def _scaled(values: np.ndarray, factor: float) -> np.ndarray:
     return scaled
 
 
-def _resized(image: Image.Image, config: ImageConfig) -> Image.Image:
+def _resized(pixels: np.ndarray, config: ImageConfig) -> np.ndarray:
+    """Bring H×W or H×W×3 to `config.size`."""
     height, width = config.size
-    if image.size == (width, height):
-        return image
-    method = _RESAMPLING[config.interpolation]
+    rows, columns = pixels.shape[:2]
+    if (rows, columns) == (height, width):
+        return pixels
+    whole = (0.0, 0.0, float(columns), float(rows))
     if config.resize == "stretch":
-        return image.resize((width, height), method)
+        return _resampled(pixels, (width, height), whole, config.interpolation)
     if config.resize == "crop":
-        return ImageOps.fit(image, (width, height), method)
-    scale = min(width / image.width, height / image.height)
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    canvas = Image.new(image.mode, (width, height), (config.background,) * len(image.getbands()))
-    canvas.paste(image.resize(size, method), ((width - size[0]) // 2, (height - size[1]) // 2))
+        scale = min(columns / width, rows / height)
+        kept = min(width * scale, float(columns)), min(height * scale, float(rows))
+        box = ((columns - kept[0]) / 2, (rows - kept[1]) / 2, *kept)
+        return _resampled(pixels, (width, height), box, config.interpolation)
+    scale = min(width / columns, height / rows)
+    size = max(1, round(columns * scale)), max(1, round(rows * scale))
+    canvas = np.full((height, width, *pixels.shape[2:]), config.background, np.uint8)
+    left, top = (width - size[0]) // 2, (height - size[1]) // 2
+    canvas[top : top + size[1], left : left + size[0]] = _resampled(pixels, size, whole, config.interpolation)
     return canvas
+
+
+def _resampled(pixels: np.ndarray, size: tuple[int, int], box: Box, interpolation: str) -> np.ndarray:
+    """Resample the box (left, top, width, height) to `size` (width, height), antialiased as Pillow does."""
+    if interpolation == "nearest":
+        return _by_pillow(pixels, size, box, interpolation)
+    from cykooz_resizer import CropBox, FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
+
+    pixels, box = _window(pixels, size, box, _RADII[interpolation])
+    kind = PixelType.U8 if pixels.ndim == 2 else PixelType.U8x3
+    source = ImageData(pixels.shape[1], pixels.shape[0], kind, pixels.tobytes())
+    target = ImageData(*size, kind)
+    method = ResizeAlg.convolution(FilterType[_FILTERS[interpolation]])
+    Resizer().resize(source, target, ResizeOptions(method, False, CropBox(*box)))
+    return np.frombuffer(target.get_buffer(), np.uint8).reshape(size[1], size[0], *pixels.shape[2:])
+
+
+def _window(pixels: np.ndarray, size: tuple[int, int], box: Box, radius: int) -> tuple[np.ndarray, Box]:
+    """Leave out what no kernel over the box reaches: less to copy."""
+    left, top, width, height = box
+    x, y = (radius * max(1.0, old / new) + 1 for old, new in zip(box[2:], size, strict=True))
+    first, above = max(0, int(left - x)), max(0, int(top - y))
+    part = pixels[above : int(top + height + y) + 1, first : int(left + width + x) + 1]
+    return part, (left - first, top - above, width, height)
+
+
+def _by_pillow(pixels: np.ndarray, size: tuple[int, int], box: Box, interpolation: str) -> np.ndarray:
+    left, top, width, height = box
+    edges = (left, top, min(left + width, pixels.shape[1]), min(top + height, pixels.shape[0]))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling[interpolation.upper()], edges))

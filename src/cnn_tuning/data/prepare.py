@@ -7,7 +7,7 @@ import errno
 import math
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from cnn_tuning.config import DataConfig
 from cnn_tuning.data.convert import Chunk, Converted, ImageFile, chunks_of, convert_all, fits
 from cnn_tuning.data.formats import RawData, read
 from cnn_tuning.data.packed import SPLITS, Meta, class_counts
+from cnn_tuning.data.progress import with_progress
 from cnn_tuning.data.splits import Picks, assign
 from cnn_tuning.errors import UserError
 from cnn_tuning.machine import usable_cores
@@ -69,7 +70,24 @@ class _Tally:
             self.squares = [a + b for a, b in zip(self.squares, done.squares, strict=True)]
 
 
+def _check_counts(config: DataConfig, data: RawData) -> None:
+    """Refuse data that is not what its configuration says, before any of it is decoded."""
+    if config.counts is None:
+        return
+    wanted = {str(name): count for name, count in config.counts.items()}
+    found = {name: len(split) for name, split in data.splits.items()}
+    wrong = [
+        f"{found.get(name, 0):,} {name} images instead of {wanted.get(name, 0):,}"
+        for name in SPLITS
+        if found.get(name, 0) != wanted.get(name, 0)
+    ]
+    if wrong:
+        remedy = "fetch the whole archive, or set data.counts to what it has (null: any number)"
+        raise UserError(f"{config.name}: {', '.join(wrong)}: {remedy}")
+
+
 def _pack(config: DataConfig, data: RawData, work: Path, seed: int, workers: int) -> Meta:
+    _check_counts(config, data)
     picks = assign({name: s.labels for name, s in data.splits.items()}, data.classes, config, seed)
     labels = {split: data.splits[source].labels[indices] for split, (source, indices) in picks.items()}
     files = {s: ImageFile(work / s / "images.npy", len(labels[s]), config.image) for s in SPLITS}
@@ -116,24 +134,10 @@ def _converted(
 
     # Starting a pool costs more than copying arrays or decoding a handful of images.
     alone = easy or total <= 256
-    for done in _with_progress(convert_all(chunks(), 1 if alone else workers), total):
+    converted = convert_all(chunks(), 1 if alone else workers)
+    for done in with_progress(converted, "preprocess", total, lambda done: len(done.valid)):
         tally.add(done)
     return tally
-
-
-def _with_progress(done: Iterable[Converted], total: int) -> Iterator[Converted]:
-    if not sys.stderr.isatty():
-        yield from done
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("preprocess"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("preprocess", total=total)
-        for one in done:
-            yield one
-            progress.advance(task, len(one.valid))
 
 
 def _judge(

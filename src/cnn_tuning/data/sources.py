@@ -35,8 +35,8 @@ def fetch(config: DataConfig, out: Path, *, cache: Path = Path(".sources")) -> d
     """Write `config.files` into `out`, trying the sources in order; return {file: where it came from}.
 
     Files of one source are kept when a later one gives the rest; nothing unverified appears in `out`.
-    Without `files`, a `file:` source is a folder that is copied whole (and returned as ""). A source that
-    fails is told on stderr; if files are lacking after the last one, one `UserError` lists all reasons.
+    Without `files`, a `file:` or `s3:` source is a folder that is copied whole (and returned as ""). A source
+    that fails is told on stderr; if files are lacking after the last one, one `UserError` lists all reasons.
     """
     out = Path(out)
     if not config.sources:
@@ -50,9 +50,13 @@ def fetch(config: DataConfig, out: Path, *, cache: Path = Path(".sources")) -> d
             origin[name] = f"file:{out / name}"
     for source in config.sources:
         try:
-            with _progress() as bar:
+            with progress() as bar:
                 if config.files:
                     _fetch_files(config, source, out, cache, origin, bar)
+                elif source.uri.startswith("s3:"):
+                    from cnn_tuning.data.prefix import copy_prefix
+
+                    origin |= copy_prefix(source, out, cache, bar)
                 else:
                     origin |= _copy_folder(config, source, out)
         except (SourceError, UserError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
@@ -105,7 +109,8 @@ def _fetch_files(
         for name, expected in config.files.items():
             if name in origin:
                 continue
-            if not (expected.sha256 or expected.md5 or source.uri.startswith("file:")):
+            pinned = expected.sha256 or expected.md5
+            if not (pinned or expected.unverified or source.uri.startswith("file:")):
                 raise SourceError(f"data.files.{name} has no digest: only a file: source may go without")
             member = source.members.get(name, name) + source.suffix
             if member not in obtained:
@@ -121,13 +126,18 @@ def _fetch_files(
                     _write_idx(*tables[member], temporary, name)
                 else:
                     _copy(path, temporary, expected.bytes, unpack=source.convert == "gunzip")
-                digests.check(temporary, expected, name)
+                sha256 = digests.check(temporary, expected, name)
                 temporary.replace(out / name)
             finally:
                 temporary.unlink(missing_ok=True)
             origin[name] = redact(f"{source.uri.rstrip('/')}/{member}")
             size = (out / name).stat().st_size
-            print(f"fetch: {name} ({size / 1e6:.1f} MB) from {origin[name]}", file=sys.stderr)
+            told = (
+                ""
+                if pinned
+                else f", sha256 {sha256} (data.files says none: add it, and it is checked from then on)"
+            )
+            print(f"fetch: {name} ({size / 1e6:.1f} MB) from {origin[name]}{told}", file=sys.stderr)
     finally:
         # What came whole is now in `out`, or was wrong; only an interrupted part stays, to go on from.
         for path in held.glob("*"):
@@ -153,10 +163,13 @@ def _obtained(source: SourceConfig, member: str, held: Path, report: Report, mos
     if scheme == "wheel":
         wheel = transports.wheel(rest, source.sha256, held.parent)
         with zipfile.ZipFile(wheel) as file:
-            if member not in file.namelist():
+            if member.endswith("/"):
+                _zip_folder(file, member, target)
+            elif member not in file.namelist():
                 raise SourceError(f"{wheel.name} holds no {member}")
-            with file.open(member) as inside, target.open("wb") as copy:
-                shutil.copyfileobj(inside, copy, 1 << 20)
+            else:
+                with file.open(member) as inside, target.open("wb") as copy:
+                    shutil.copyfileobj(inside, copy, 1 << 20)
     elif scheme in ("http", "https"):
         transports.download(transports.https(source.uri + member), target, report, most)
     elif scheme == "s3":
@@ -164,6 +177,16 @@ def _obtained(source: SourceConfig, member: str, held: Path, report: Report, mos
     else:
         raise SourceError(f"unknown scheme {scheme!r}: use s3:, https:, file:, wheel: or package:")
     return target
+
+
+def _zip_folder(wheel: zipfile.ZipFile, folder: str, target: Path) -> None:
+    """Write what a wheel holds below a folder as an archive of its own; equal content gives equal bytes."""
+    names = sorted(name for name in wheel.namelist() if name.startswith(folder) and not name.endswith("/"))
+    if not names:
+        raise SourceError(f"{wheel.filename} holds no folder {folder}")
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        for name in names:
+            archive.writestr(zipfile.ZipInfo(name.removeprefix(folder)), wheel.read(name))
 
 
 def _copy(path: Path, target: Path, most: int | None, *, unpack: bool) -> None:
@@ -195,7 +218,9 @@ def _copy_folder(config: DataConfig, source: SourceConfig, out: Path) -> dict[st
     scheme, _, rest = source.uri.partition(":")
     folder = Path(rest.removeprefix("//")).expanduser()
     if scheme != "file":
-        raise SourceError("without data.files only file:FOLDER/ can be read: name files and their digests")
+        raise SourceError(
+            "without data.files only file:FOLDER/ or s3://BUCKET/PREFIX/ can be read: name the files"
+        )
     if not folder.is_dir():
         raise SourceError(f"{folder} is not a folder")
     if out.resolve().is_relative_to(folder.resolve()):
@@ -235,7 +260,7 @@ def _is_plain(path: Path) -> bool:
 
 
 @contextmanager
-def _progress() -> Iterator[Bar]:
+def progress() -> Iterator[Bar]:
     """Give a bar with the time left for each file; nothing where stderr is no terminal."""
     if not sys.stderr.isatty():
         yield lambda name: lambda done, total: None
@@ -251,10 +276,10 @@ def _progress() -> Iterator[Bar]:
         SpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
 
         def bar(name: str) -> Report:
-            task = progress.add_task(name, total=None)
-            return lambda done, total: progress.update(task, completed=done, total=total)
+            task = bars.add_task(name, total=None)
+            return lambda done, total: bars.update(task, completed=done, total=total)
 
         yield bar

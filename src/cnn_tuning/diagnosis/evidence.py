@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,13 +14,24 @@ from cnn_tuning.config import Recipe
 from cnn_tuning.data.packed import PackedData, PackedSplit, class_counts
 from cnn_tuning.data.repeats import digests_of, repetitions, shared_images
 from cnn_tuning.diagnosis.recording import Data, Floats, Integers
+from cnn_tuning.models.network import Network
+from cnn_tuning.training.features import FeatureData, HeadNetwork
 
 # Training images, evenly spread, whose pixels are measured as the network's body gets them.
 INPUT_IMAGES = 2000
 
 
-def gather(network: nn.Module, data: PackedData, recipe: Recipe, device: torch.device) -> Data:
-    """Return the evidence of training and validation split; `network` is left where and as it is."""
+def gather(
+    network: nn.Module,
+    data: PackedData,
+    recipe: Recipe,
+    device: torch.device,
+    features: FeatureData | None = None,
+) -> Data:
+    """Return the evidence of training and validation split; `network` is left where and as it is.
+
+    `features`: what its frozen backbone makes of the pictures, if that is known.
+    """
     train, val = data.split("train"), data.split("val")
     moved = copy.deepcopy(network).to(device).eval()
     size = recipe.trainer.eval_batch_size
@@ -32,11 +44,20 @@ def gather(network: nn.Module, data: PackedData, recipe: Recipe, device: torch.d
         input_mean=mean,
         input_std=std,
         labels=np.array(val.labels, np.int64),
-        probabilities=probabilities(moved, val, size, device),
+        probabilities=probabilities(*_answering(moved, val, features), size, device),
         shared=shared_images(digests, digests_of(data, "val")),
         repeated=repeated,
         conflicting=conflicting,
     )
+
+
+def _answering(
+    network: nn.Module, val: PackedSplit, features: FeatureData | None
+) -> tuple[nn.Module, PackedSplit]:
+    """Return what is asked about the validation images, and as what it takes them."""
+    if features is None:
+        return network, val
+    return HeadNetwork(cast(Network, network).body.head).eval(), features.split("val")
 
 
 @torch.no_grad()
@@ -53,20 +74,12 @@ def input_statistics(
 ) -> tuple[Floats, Floats]:
     """Return mean and standard deviation per channel of what enters the network's body (or the network)."""
     sums: list[Tensor] = []
-
-    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        pixels = inputs[0].double()
+    rows = np.unique(np.linspace(0, len(split) - 1, min(len(split), INPUT_IMAGES)).astype(np.int64))
+    for images in _batches(split, rows, size, device):
+        pixels = (network.normalised(images) if isinstance(network, Network) else images).double()
         count = torch.full((pixels.shape[1],), pixels.numel() / pixels.shape[1], device=pixels.device)
         dimensions = (0, 2, 3)
         sums.append(torch.stack([count.double(), pixels.sum(dimensions), pixels.square().sum(dimensions)]))
-
-    handle = getattr(network, "body", network).register_forward_pre_hook(look)
-    try:
-        rows = np.unique(np.linspace(0, len(split) - 1, min(len(split), INPUT_IMAGES)).astype(np.int64))
-        for images in _batches(split, rows, size, device):
-            network(images)
-    finally:
-        handle.remove()
     count, total, squares = torch.stack(sums).sum(0).cpu().numpy()
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))

@@ -12,19 +12,20 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from cnn_tuning.config import Recipe
-from cnn_tuning.data.batches import Batches, Purpose, epoch_order, seed_of
+from cnn_tuning.data.batches import Batches, Purpose, SplitData, epoch_order, seed_of
 from cnn_tuning.data.packed import PackedData
 from cnn_tuning.diagnosis.recording import Floats, Sweep
 from cnn_tuning.machine import usable_cores
-from cnn_tuning.models.bundle import Specification
-from cnn_tuning.models.network import Network
+from cnn_tuning.training.assembly import assemble
+from cnn_tuning.training.classifier import training_loss
+from cnn_tuning.training.finetune import finetuning_of
 from cnn_tuning.training.fit import _place
 from cnn_tuning.training.optimisation import build_optimizer
+from cnn_tuning.training.start import specification_of
 
 # The sweep ends at a loss so many times the first, and keeps it as that.
 EXPLODED = 2.0
@@ -54,16 +55,21 @@ def _losses(
 ) -> Iterator[float]:
     """Yield the loss of each step before its update, until it explodes."""
     clip = recipe.trainer.gradient_clip
-    network = _network(recipe, data).to(device).train()
-    optimizer = build_optimizer(network, recipe.optimizer, fused=not clip)
+    torch.manual_seed(recipe.seed)
+    specification = specification_of(recipe, data.meta)
+    _, network, learnt = assemble(recipe, data, specification, device, precision, "range test")
+    network = network.to(device).train()
+    finetuning = finetuning_of(network, recipe)
+    shares = finetuning.shares() if finetuning is not None else None
+    optimizer = build_optimizer(network, recipe.optimizer, fused=not clip, shares=shares)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "16-mixed")
     limit = math.inf
-    for step, (rate, (images, labels)) in enumerate(zip(rates, _batches(recipe, data, device, len(rates)))):  # noqa: B905
+    for step, (rate, (images, labels)) in enumerate(zip(rates, _batches(recipe, learnt, device, len(rates)))):  # noqa: B905
         torch.manual_seed(seed_of(Purpose.DROPOUT, recipe.seed, step))
         for group in optimizer.param_groups:
-            group["lr"] = float(rate)
+            group["lr"] = float(rate) * group["share"]
         with torch.autocast(device.type, _half(precision), enabled=precision != "32-true"):
-            loss = F.cross_entropy(network(images), labels, label_smoothing=recipe.trainer.label_smoothing)
+            loss = training_loss(network(images), labels, recipe.trainer.label_smoothing)
         value = float(loss.detach())
         limit = EXPLODED * value if step == 0 else limit
         if not value < limit:  # nor a number
@@ -79,19 +85,7 @@ def _losses(
         scaler.update()
 
 
-def _network(recipe: Recipe, data: PackedData) -> Network:
-    """Return the network with the weights that a fit begins with."""
-    meta = data.meta
-    torch.manual_seed(recipe.seed)
-    network = Specification(
-        meta.name, recipe.model, tuple(meta.classes), meta.image, tuple(meta.mean), tuple(meta.std)
-    ).build()
-    return network.to(memory_format=torch.channels_last) if recipe.trainer.channels_last else network
-
-
-def _batches(
-    recipe: Recipe, data: PackedData, device: torch.device, steps: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(recipe: Recipe, data: SplitData, device: torch.device, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the recipe's batches for ever, of no more images than so many steps can see."""
     train = data.split("train")
     rows = epoch_order(len(train), recipe.seed, 0)[: steps * recipe.trainer.batch_size]

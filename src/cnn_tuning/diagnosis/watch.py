@@ -47,7 +47,7 @@ class Watch:
     def conclude(self, fitted: Fitted, data: PackedData, samples: Sequence[Sample] = ()) -> Recording:
         """Return all that is known of a fit that has ended; `samples` are its run's system metrics."""
         device = torch.device(fitted.device)
-        evidence = gather(fitted.network, data, fitted.recipe, device)
+        evidence = gather(fitted.network, data, fitted.recipe, device, fitted.features)
         times = self.stopwatch.times(samples)
         recipe = flatten(to_plain(fitted.recipe))
         return replace(self.so_far(), recipe=recipe, data=evidence, times=times)

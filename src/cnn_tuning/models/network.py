@@ -6,6 +6,7 @@ import difflib
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from cnn_tuning.errors import UserError
 class Network(nn.Module):
     """A body with its normalisation inside, so that training, checkpoint and serving see the same pixels."""
 
+    body: Any
     mean: Tensor
     std: Tensor
 
@@ -27,9 +29,16 @@ class Network(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits for uint8 images or for floats in [0, 1]."""
+        """Return logits for uint8 images or for floats in [0, 1].
+
+        In training, a body with auxiliary branches gives a tuple: logits, auxiliary logits.
+        """
+        return self.body(self.normalised(images))
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Return what the body takes."""
         pixels = images.float() / 255 if images.dtype == torch.uint8 else images
-        return self.body((pixels - self.mean) / self.std)
+        return (pixels - self.mean) / self.std
 
 
 def build_network(
@@ -55,7 +64,7 @@ def build_network(
         body = module.build(shape, classes, conv_dropout=conv, dense_dropout=dense, **config.arguments)
         with torch.no_grad():
             body.eval()(torch.zeros(1, *shape))
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"model {config.name!r} does not fit pictures of {shape}: {reason}") from error
     return Network(body.train(), mean, std)

@@ -1,4 +1,4 @@
-"""Pictures of prepared data: `Meta` or `PackedData` come in, PNG files go out."""
+"""The data sheet of prepared data: `Meta` or `PackedData` come in, PNG files and a text go out."""
 
 from __future__ import annotations
 
@@ -17,16 +17,52 @@ _INK = "#333333"
 _MOST_CLASSES = 100
 
 
+def sheet(meta: Meta, rejected: int, *, stand_in: bool = False) -> str:
+    """Return what the data is in Markdown: sizes of splits, of an image, and all classes, the largest first.
+
+    `stand_in`: the pictures are drawn, which the first line then says.
+    """
+    total = {split: sum(counts) for split, counts in meta.counts.items()}
+    channels, height, width = meta.shape
+    sizes = sorted(meta.counts["train"])
+    lines = [f"# {meta.name}", ""]
+    if stand_in:
+        lines += ["**A stand-in: drawn pictures. Results on them say nothing about the real data.**", ""]
+    lines += [
+        f"{sum(total.values()):,} images: " + ", ".join(f"{n:,} {split}" for split, n in total.items()) + "; "
+        f"{len(meta.classes)} classes; {rejected:,} bad images left out.",
+        f"An image is {height}×{width}×{channels} = {height * width * channels:,} values, "
+        f"mean {_vector(meta.mean)}, standard deviation {_vector(meta.std)} (training split).",
+        f"A class has {sizes[0]:,} to {sizes[-1]:,} training images; the largest has "
+        f"{sizes[-1] / max(1, sizes[0]):.1f} times as many as the smallest.",
+        "",
+        "| | class | " + " | ".join(meta.counts) + " |",
+        "|---" * (2 + len(meta.counts)) + "|",
+    ]
+    for place, index in enumerate(by_size(meta), 1):
+        counts = " | ".join(str(values[index]) for values in meta.counts.values())
+        lines.append(f"| {place} | {meta.classes[index].replace('|', '&#124;')} | {counts} |")
+    return "\n".join(lines) + "\n"
+
+
+def by_size(meta: Meta) -> list[int]:
+    """Return the classes' indices, those with most training images first."""
+    return sorted(range(len(meta.classes)), key=lambda index: -meta.counts["train"][index])
+
+
+def _vector(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.3f}" for value in values)
+
+
 def class_distribution(meta: Meta, path: Path) -> None:
-    """Draw how many images each class has, by split; of over 100 classes, the largest and smallest fifty."""
+    """Draw how many images each class has, by split; over 12 by size, over 100 the largest and smallest fifty."""
     from matplotlib.figure import Figure
 
     counts = {split: np.array(values) for split, values in meta.counts.items()}
-    order = np.arange(len(meta.classes))
+    flat = len(meta.classes) <= 12
+    order = np.arange(len(meta.classes)) if flat else np.array(by_size(meta))
     if len(order) > _MOST_CLASSES:
-        by_size = np.argsort(-counts["train"], kind="stable")
-        order = np.concatenate([by_size[: _MOST_CLASSES // 2], by_size[-_MOST_CLASSES // 2 :]])
-    flat = len(order) <= 12
+        order = np.concatenate([order[: _MOST_CLASSES // 2], order[-_MOST_CLASSES // 2 :]])
     figure = Figure(figsize=(8, 4.2) if flat else (8, 1.6 + 0.22 * len(order)), layout="constrained")
     axes = figure.subplots()
     _bars(axes, [meta.classes[i] for i in order], {s: v[order] for s, v in counts.items()}, flat=flat)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import shutil
 import sys
 import tempfile
@@ -29,11 +30,17 @@ from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Object, Param
 
 import cnn_tuning
 from cnn_tuning.errors import UserError
+from cnn_tuning.models.bundle import MODEL
 from cnn_tuning.serving import inputs
 from cnn_tuning.serving.predictor import Predictor
 
 # Distributions that the code on the way from a request to an answer imports.
-REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "pyyaml", "safetensors", "torch")
+REQUIREMENTS = (
+    *("mlflow", "numpy", "pandas", "pydantic", "pyyaml", "safetensors", "torch"),
+    *("pillow", "simplejpeg", "cykooz-resizer"),
+)
+# timm's networks import torchvision, too.
+OF_LIBRARY = {"timm": ("timm", "torchvision"), "torchvision": ("torchvision",)}
 
 # The part of the package that is shipped inside the model.
 CODE = (
@@ -107,10 +114,18 @@ def save(bundle: Path, out: Path, example: np.ndarray) -> None:
             code_paths=[str(package)],
             signature=SIGNATURE,
             input_example=(pd.DataFrame({inputs.COLUMN: [text]}), {"top_k": 1}),
-            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in _requirements(bundle)],
             mlflow_model=_identity(carried, package),
         )
     _drop_local_paths(out / "MLmodel")
+
+
+def _requirements(bundle: Path) -> list[str]:
+    """Return the distributions that this bundle needs: a library of networks only for a backbone."""
+    model = json.loads((bundle / MODEL).read_text())["model"]
+    if model["architecture"] != "backbone":
+        return list(REQUIREMENTS)
+    return [*REQUIREMENTS, *OF_LIBRARY[model["arguments"].get("library", "timm")]]
 
 
 def _forget_code(model: Path) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cnn_tuning.tracking.run import Run
 
 # Recorded with no run: they decide no result.
-UNRECORDED = AMBIENT | {"serving"}
+UNRECORDED = AMBIENT | {"serving", "host"}
 
 
 def prepared_data(place: Place) -> PackedData:

@@ -16,14 +16,26 @@ from cnn_tuning.config import Recipe
 from cnn_tuning.data.batches import Purpose, seed_of
 from cnn_tuning.errors import UserError
 from cnn_tuning.models.network import Network
+from cnn_tuning.training.finetune import finetuning_of
 from cnn_tuning.training.optimisation import build_optimizer, build_schedule
 
 MEASURED = ("train", "val")
 WATCHED_STEPS = 50
+# As torchvision's references train Inception v3; its authors took 0.3.
+AUXILIARY_WEIGHT = 0.4
 
 
 class Diverged(UserError):
     """The loss is no longer finite."""
+
+
+def training_loss(answers: Tensor | tuple[Tensor, ...], labels: Tensor, label_smoothing: float) -> Tensor:
+    """Return what is learnt from: cross-entropy, and a part of that of auxiliary logits where there are some."""
+    logits, *auxiliary = answers if isinstance(answers, tuple) else (answers,)
+    loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    for more in auxiliary:
+        loss = loss + AUXILIARY_WEIGHT * F.cross_entropy(more, labels, label_smoothing=label_smoothing)
+    return loss
 
 
 class Classifier(pl.LightningModule):
@@ -37,6 +49,7 @@ class Classifier(pl.LightningModule):
         super().__init__()
         self.network, self.recipe = network, recipe
         self.steps, self.steps_per_epoch = steps, steps_per_epoch
+        self.finetuning = finetuning_of(network, recipe)
         decay = recipe.trainer.ema_decay
         self.averaged = (
             AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
@@ -53,7 +66,9 @@ class Classifier(pl.LightningModule):
         return cast(Network, self.averaged.module) if self.averaged is not None else self.network
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Make dropout a function of (seed, step), so that a resumed run repeats it."""
+        """Make dropout a function of (seed, step), so that a resumed run repeats it, and free what is to learn."""
+        if self.finetuning is not None:
+            self.finetuning.begin_epoch(self.current_epoch)
         seed = seed_of(Purpose.DROPOUT, self.recipe.seed, self.global_step)
         # Not torch.manual_seed: without a GPU it keeps a formatted stack of every call for later.
         torch.default_generator.manual_seed(seed)
@@ -63,7 +78,7 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss that is learnt from."""
         images, labels = batch
-        loss = F.cross_entropy(self.network(images), labels, label_smoothing=self.recipe.trainer.label_smoothing)
+        loss = training_loss(self.network(images), labels, self.recipe.trainer.label_smoothing)
         self._watch(loss.detach())
         return loss
 
@@ -128,7 +143,8 @@ class Classifier(pl.LightningModule):
         """Return the recipe's optimizer and schedule."""
         # Lightning refuses to clip gradients for a fused optimizer under mixed precision.
         fused = not self.recipe.trainer.gradient_clip
-        optimizer = build_optimizer(self.network, self.recipe.optimizer, fused=fused)
+        shares = self.finetuning.shares() if self.finetuning is not None else None
+        optimizer = build_optimizer(self.network, self.recipe.optimizer, fused=fused, shares=shares)
         schedule = build_schedule(optimizer, self.recipe.schedule, self.steps, self.steps_per_epoch)
         if isinstance(schedule, ReduceLROnPlateau):
             settings = {"scheduler": schedule, "interval": "epoch", "monitor": "val/loss"}

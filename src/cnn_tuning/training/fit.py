@@ -28,9 +28,12 @@ from cnn_tuning.errors import UserError
 from cnn_tuning.machine import usable_cores
 from cnn_tuning.models.bundle import Specification
 from cnn_tuning.models.network import Network
+from cnn_tuning.training.assembly import assemble
 from cnn_tuning.training.classifier import Classifier, Diverged
+from cnn_tuning.training.features import FeatureData
 from cnn_tuning.training.progress import FitProgress
 from cnn_tuning.training.resume import Keeper, State
+from cnn_tuning.training.start import specification_of, tell_of_start
 
 
 class OutOfMemory(UserError):
@@ -50,7 +53,8 @@ class Fitted:
     `trainer.on_out_of_memory` says so.
     `history`: a row an epoch (`epoch`, `step`, `split/metric`); `best`: the row that `monitor` chose.
     `seconds`: wall time of `setup`, `fit` and its part `train` (without measuring). `layers`: a table.
-    `state` is what a repetition would go on from: remove it once the results are written.
+    `state` is what a repetition would go on from: remove it once the results are written. `features`: what the
+    frozen backbone makes of the pictures, where the head was trained on that.
     """
 
     recipe: Recipe
@@ -66,6 +70,7 @@ class Fitted:
     device: str
     precision: str
     threads: int
+    features: FeatureData | None = None
 
 
 def fit(
@@ -132,19 +137,25 @@ def _fit(
     for line in state.explain_others():
         print(line, file=sys.stderr)
     state.open()
-    module, batches, specification = _assemble(recipe, data, device)
+    specification = specification_of(recipe, data.meta)
+    tell_of_start(recipe, specification)
+    whole, learner, learnt = assemble(recipe, data, specification, device, precision, name)
+    batches = DataModule(learnt, recipe, device)
+    per_epoch = len(batches.train)
+    module = Classifier(learner, recipe, per_epoch * recipe.trainer.max_epochs, per_epoch)
     keeper = Keeper(state, recipe.trainer.monitor, recipe.trainer.checkpoint_every_s)
     clock = _Clock(log)
     checkpoint = state.newest()
     shown = FitProgress(recipe.trainer.batch_size, name, brief)
     trainer = _trainer(recipe, precision, device, [*callbacks, clock, shown, keeper])
     resumed_from = _position(checkpoint, batches, module)
-    layers = layer_table(module.network, specification.shape)
+    layers = layer_table(whole, specification.shape)
     ready = time.monotonic()
     trainer.fit(module, batches, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
     done = time.monotonic()
-    network = specification.build()
-    network.load_state_dict({k: v.cpu() for k, v in keeper.best_weights.items()})
+    network = specification.build() if learner is whole else whole.cpu().to(memory_format=torch.contiguous_format)
+    best = {name: tensor.cpu() for name, tensor in keeper.best_weights.items()}
+    network.load_state_dict(best if learner is whole else {**network.state_dict(), **best})
     return Fitted(
         recipe=recipe,
         network=network.eval(),
@@ -159,6 +170,7 @@ def _fit(
         device=str(device),
         precision=precision,
         threads=threads,
+        features=learnt if isinstance(learnt, FeatureData) else None,
     )
 
 
@@ -238,30 +250,6 @@ def _prepare_process(recipe: Recipe) -> int:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     return threads
-
-
-def _assemble(
-    recipe: Recipe, data: PackedData, device: torch.device
-) -> tuple[Classifier, DataModule, Specification]:
-    meta = data.meta
-    specification = Specification(
-        data_name=meta.name,
-        model=recipe.model,
-        classes=tuple(meta.classes),
-        image=meta.image,
-        mean=tuple(meta.mean),
-        std=tuple(meta.std),
-    )
-    network = specification.build()
-    if recipe.trainer.channels_last:
-        network = network.to(memory_format=torch.channels_last)
-    batches = DataModule(data, recipe, device)
-    per_epoch = len(batches.train)
-    return (
-        Classifier(network, recipe, per_epoch * recipe.trainer.max_epochs, per_epoch),
-        batches,
-        specification,
-    )
 
 
 def _trainer(recipe: Recipe, precision: str, device: torch.device, callbacks: list[Callback]) -> pl.Trainer:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -19,15 +20,26 @@ from cnn_tuning.config import (
     StepConfig,
 )
 
+# Parameters and the share of the learning rate at which they are trained.
+Share = tuple[float, list[nn.Parameter]]
 
-def build_optimizer(network: nn.Module, config: OptimizerConfig, *, fused: bool) -> Optimizer:
-    """Return the optimizer; weight decay leaves out biases and normalisation."""
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    kept = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": kept, "weight_decay": 0.0},
-    ]
+
+def build_optimizer(
+    network: nn.Module, config: OptimizerConfig, *, fused: bool, shares: Sequence[Share] | None = None
+) -> Optimizer:
+    """Return the optimizer; weight decay leaves out biases and normalisation.
+
+    `shares`: what is trained at which share of the learning rate; by default all of the network at all of it.
+    """
+    groups: list[dict[str, Any]] = []
+    for share, parameters in shares or [(1.0, list(network.parameters()))]:
+        decayed = [p for p in parameters if p.ndim > 1]
+        kept = [p for p in parameters if p.ndim <= 1]
+        rate = share * config.learning_rate
+        groups += [
+            {"params": decayed, "weight_decay": config.weight_decay, "lr": rate, "share": share},
+            {"params": kept, "weight_decay": 0.0, "lr": rate, "share": share},
+        ]
     if isinstance(config, SgdConfig):
         nesterov = config.nesterov and config.momentum > 0
         return SGD(

@@ -7,6 +7,7 @@ cut at any byte costs at most one interval. Files are read with `weights_only`: 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -42,10 +43,12 @@ class Interrupted(SystemExit):
         return f"{signal.Signals(self.signum).name}: {where}; the same command goes on from there"
 
 
+@functools.cache
 def code_digest() -> str:
     """Return the SHA-256 of the code that decides weights: networks, training, batches and augmentation.
 
-    Not of what prepares the data: its result has a digest of its own.
+    Not of what prepares the data: its result has a digest of its own. Of the code as the process began with it:
+    a file that is edited meanwhile changes nothing in it.
     """
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()

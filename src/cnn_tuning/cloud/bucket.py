@@ -1,0 +1,77 @@
+"""The bucket: made private, versioned, encrypted and for TLS only; made so again where it exists already."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from cnn_tuning.cloud.aws import Aws, code_of, telling
+from cnn_tuning.cloud.policies import of_bucket
+from cnn_tuning.errors import UserError
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+
+
+def make(aws: Aws, name: str) -> bool:
+    """Make the bucket, or harden the one that is there; return whether it is new.
+
+    Versioned: what is overwritten can be got back. Other statements of its policy stay.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(f"bucket {name!r}: 3 to 63 small letters, digits, hyphens and dots")
+    s3 = aws.client("s3")
+    with telling(f"bucket {name}"):
+        new = _create(s3, name, aws.region)
+        s3.put_public_access_block(
+            Bucket=name,
+            PublicAccessBlockConfiguration={
+                "BlockPublicAcls": True,
+                "IgnorePublicAcls": True,
+                "BlockPublicPolicy": True,
+                "RestrictPublicBuckets": True,
+            },
+        )
+        s3.put_bucket_ownership_controls(
+            Bucket=name, OwnershipControls={"Rules": [{"ObjectOwnership": "BucketOwnerEnforced"}]}
+        )
+        s3.put_bucket_encryption(
+            Bucket=name,
+            ServerSideEncryptionConfiguration={
+                "Rules": [{"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}]
+            },
+        )
+        s3.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+        s3.put_bucket_policy(Bucket=name, Policy=json.dumps(_with_tls(s3, name)))
+    return new
+
+
+def _create(s3: Any, name: str, region: str) -> bool:
+    from botocore.exceptions import ClientError
+
+    try:
+        s3.head_bucket(Bucket=name)
+        return False
+    except ClientError as error:
+        code = code_of(error)
+    if code in ("403", "AccessDenied", "301", "PermanentRedirect"):
+        place = "in another region" if code.startswith(("301", "P")) else "of someone else, or closed to you"
+        raise UserError(f"bucket {name}: it is {place}: choose another name, or set host.region")
+    # us-east-1 is the default that must not be named.
+    where = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+    s3.create_bucket(Bucket=name, **where)
+    return True
+
+
+def _with_tls(s3: Any, name: str) -> dict[str, Any]:
+    from botocore.exceptions import ClientError
+
+    try:
+        policy = json.loads(s3.get_bucket_policy(Bucket=name)["Policy"])
+    except ClientError as error:
+        if code_of(error) != "NoSuchBucketPolicy":
+            raise
+        policy = {"Version": "2012-10-17", "Statement": []}
+    own = of_bucket(name)
+    others = [statement for statement in policy["Statement"] if statement.get("Sid") != own["Sid"]]
+    return {**policy, "Statement": [*others, own]}
