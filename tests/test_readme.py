@@ -9,8 +9,12 @@ import socket
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from project import ROOT, Project
+
+from cnn_tuning.data.stand_in import draw
 
 # `make test` is what runs this; the environment that it sets up is linked here.
 LEFT_OUT = {"make test"}
@@ -35,6 +39,16 @@ def wait_for(port: int, process) -> None:
     raise AssertionError(f"nothing answers on port {port}")
 
 
+def draw_photos(folder: Path) -> None:
+    """Draw a person's own pictures: two classes, three formats."""
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("bird", "cat")):
+        (folder / name).mkdir(parents=True)
+        for i in range(40):
+            picture = Image.fromarray(draw(6 * label, 12, (30, 24), rng))
+            picture.save(folder / name / f"{i}.{('jpg', 'png', 'webp')[i % 3]}")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_readmes_commands_do_what_they_say(tmp_path):
@@ -43,6 +57,7 @@ def test_the_readmes_commands_do_what_they_say(tmp_path):
     params += "search: {budget: {trials: 2}, settings: {trainer.max_epochs: 1}}\n"
     project = Project(tmp_path / "project", params, docs=True)
     (project.path / ".venv").symlink_to(ROOT / ".venv")
+    draw_photos(project.path / "photos")
     servers = []
     printed = {}
     try:
