@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -160,6 +163,13 @@ def aws(_shared: Aws, credentials: None, prices: None, monkeypatch: pytest.Monke
     monkeypatch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # they take 1.5 s
     monkeypatch.setattr(launch, "PAUSE_S", 0)
     monkeypatch.setattr(teardown, "PAUSE_S", 0)
+    asked = Aws.client
+
+    def client(self: Aws, service: str, region: str | None = None) -> Any:
+        own = (service, region or self.region) in self._clients
+        return asked(self if own else _shared, service, region)
+
+    monkeypatch.setattr(Aws, "client", client)
     with mock_aws():
         yield _shared
 
@@ -179,16 +189,31 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Be in a project's top folder."""
     place = tmp_path / "project"
     place.mkdir()
-    (place / "conf").symlink_to(ROOT / "conf")
+    shutil.copytree(ROOT / "conf", place / "conf")
+    # Half of the time to compose, and of no interest here.
+    (place / "conf/diagnosis/default.yaml").write_text("name: default\n")
     (place / "params.yaml").write_text("experiment: mnist\nhost: {bucket: a-bucket}\n")
     monkeypatch.chdir(place)
     return place
 
 
+_COMPOSED: dict[str, Any] = {}
+
+
 @pytest.fixture
-def command() -> Callable[..., Result]:
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Return a function that runs `cnn-tuning` in this process; a `UserError` is in `output`, as it is printed."""
     from cnn_tuning.cli import cli
+    from cnn_tuning.config.values import compose_groups
+
+    def composed(choices: Any, conf: Path, problems: list[str]) -> Any:
+        """Ask Hydra once for the same choices: that is most of what a command takes."""
+        key = repr(choices)
+        if key not in _COMPOSED:
+            _COMPOSED[key] = compose_groups(choices, conf, problems)
+        return copy.deepcopy(_COMPOSED[key])
+
+    monkeypatch.setattr(sys.modules["cnn_tuning.config.compose"], "compose_groups", composed)
 
     def run(*arguments: str) -> Result:
         done = CliRunner().invoke(cli, arguments)

@@ -227,6 +227,20 @@ def host_plan(overrides: tuple[str, ...], measured: tuple[str, ...], as_json: bo
     plan(overrides, measured, as_json=as_json)
 
 
+@host.command("run")
+@click.argument("overrides", nargs=-1)
+@click.option("--run", "name", help="Go on with a launch of this name that was interrupted.")
+@click.option("--yes", is_flag=True, help="Ask nothing.")
+def host_run(overrides: tuple[str, ...], name: str | None, yes: bool) -> None:
+    """Show the plan, ask, and start a host that runs the pipeline on the code as it stands.
+
+    OVERRIDES: of the section `host` only, such as host.budget=1; everything else is what params.yaml says.
+    """
+    from cnn_tuning.stages.hosting import run
+
+    run(overrides, name, yes=yes)
+
+
 @host.command("status")
 @click.argument("overrides", nargs=-1)
 @click.option("--json", "as_json", is_flag=True)

@@ -112,6 +112,7 @@ def test_an_interrupted_ablation_goes_on_in_mid_training(recipe, packed, tmp_pat
         assert whole.val_loss == cut.val_loss
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_nothing_but_time(recipe, packed, tmp_path, tracking):
     jobs = jobs_of("dropout", QUESTION, recipe, 1)
     folder = tmp_path / "arms"

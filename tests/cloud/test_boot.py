@@ -27,7 +27,7 @@ class Machine:
         self.calls_file.touch()
         for tool in TOOLS:
             self.stand_in(tool, "exit 0")
-        self.stand_in("git", f'[ "$1" != clone ] || mkdir -p {self.root}/project')
+        self.stand_in("git", f'[ "$1" != init ] || mkdir -p {self.root}/project')
         # What is uploaded is kept under its last name.
         self.stand_in("aws", f'case "$4" in {self.root}/*) cp "$4" {folder}/up-"$(basename "$5")";; esac')
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import configparser
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
-from renting import ACCOUNT
+from renting import ACCOUNT, ROOT
 
 from cnn_tuning.cloud.bucket import make
+from cnn_tuning.config import compose
 from cnn_tuning.errors import UserError
 
 
@@ -84,3 +86,13 @@ def test_policies_need_no_aws_and_are_of_least_privilege(no_aws, folder, command
 def test_without_a_bucket_the_command_says_which_is_meant(no_aws, folder, command):
     (folder / "params.yaml").write_text("experiment: mnist\n")
     assert "name a bucket" in command("remote", "policies").output
+
+
+def test_the_pages_own_host_type_is_valid(no_aws, tmp_path):
+    page = (ROOT / "docs/hosts.md").read_text()
+    block = page.split("conf/host/mine.yaml`:\n\n```yaml\n")[1].split("```")[0]
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    (tmp_path / "conf/host/mine.yaml").write_text(block)
+    host = compose(["host=mine"], params=None, conf=tmp_path / "conf").host
+    assert host.candidates == ("g6.4xlarge",)
+    assert host.types["g6.4xlarge"].gpu.name == "L4"

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from renting import host_config, option
+from renting import ROOT, host_config, option
 
 from cnn_tuning.cloud.names import Order, lifetime, name_of, token
 from cnn_tuning.cloud.plan import Measured, Work, dearest_per_hour, extras_per_hour, rank
 from cnn_tuning.cloud.prices import Market
 from cnn_tuning.errors import UserError
+from cnn_tuning.stages.lineage import UNRECORDED
 
 WORK = Work(images=36_000_000, model="compact_cnn")
 PRICES = Market(
@@ -141,3 +143,11 @@ def test_a_runs_name_fits_all_that_is_named_after_it(run):
 
     with pytest.raises(UserError, match="3 to 32"):
         Order(run, "ann", "c", 1.0, datetime.now(UTC))
+
+
+def test_a_change_of_hosts_reruns_no_stage_and_is_recorded_with_no_run():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    listed = {name for stage in stages.values() for entry in stage.get("params", ()) for names in entry.values()
+              for name in names}  # fmt: skip
+    assert listed and not any(name.split(".")[0] == "host" for name in listed)
+    assert "host" in UNRECORDED

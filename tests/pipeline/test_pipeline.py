@@ -13,7 +13,7 @@ import pytest
 import yaml
 from project import Project
 
-STAGES = {"configure", "fetch", "preprocess", "train", "ablate", "tune", "diagnose", "evaluate"}
+STAGES = {"configure", "fetch", "fetch_weights", "preprocess", "train", "ablate", "tune", "diagnose", "evaluate"}
 
 
 def ran(printed: str) -> list[str]:
@@ -132,6 +132,7 @@ def again(digits, tmp_path_factory) -> Project:
     return Project.at(path)
 
 
+WHOLE = "experiment: digits\nseed: 0\n"
 # What is tried on the baseline alone.
 ALONE = "experiment: digits\nseed: 0\nablation: none\nsearch: none\n"
 
@@ -142,7 +143,7 @@ def test_a_second_run_computes_nothing_and_a_comment_neither(again):
         cache.mkdir(exist_ok=True)
         (cache / "module.cpython-311.pyc").write_bytes(b"compiled")
     assert ran(again.repro()) == []
-    (again.path / "params.yaml").write_text("# a remark\nexperiment: digits\nseed: 0\n")
+    (again.path / "params.yaml").write_text(f"# a remark\n{WHOLE}")
     assert ran(again.repro()) == ["configure"]
 
 
@@ -151,7 +152,7 @@ def test_a_changed_value_reruns_exactly_what_uses_it(again):
     (again.path / "params.yaml").write_text(ALONE)
     assert set(ran(again.repro())) == {"configure", "ablate", "tune", "diagnose", "evaluate"}
     (again.path / "params.yaml").write_text(ALONE + "model: {dropout: dense}\n")
-    assert set(ran(again.repro())) == STAGES - {"fetch", "preprocess"}
+    assert set(ran(again.repro())) == STAGES - {"fetch", "fetch_weights", "preprocess"}
     registered = json.loads(again.text("results/evaluation/registration.json"))["baseline"]
     # Two models of the same quality on 359 images: the gate stays shut, and says with which figures.
     assert registered["promoted"] is False
@@ -175,21 +176,21 @@ def test_a_changed_value_reruns_exactly_what_uses_it(again):
 
 def test_a_changed_threshold_judges_again_and_trains_nothing(again):
     rule = "diagnosis: {rules: {class_imbalance: {thresholds: {ratio: 1.01}}}}\n"
-    (again.path / "params.yaml").write_text(ALONE + rule)
+    (again.path / "params.yaml").write_text(WHOLE + rule)
     printed = again.repro("diagnose")
     assert set(ran(printed)) == {"configure", "diagnose"}
     assert "class_imbalance" in printed
     assert json.loads(again.text("results/diagnosis/metrics.json"))["baseline"]["class_imbalance"] == 1
     stops = "diagnosis: {rules: {class_imbalance: {action: stop, thresholds: {ratio: 1.01}}}}\n"
-    (again.path / "params.yaml").write_text(ALONE + stops)
+    (again.path / "params.yaml").write_text(WHOLE + stops)
     again.repro("configure")
     assert "diagnosis.stopping" in again.run("dvc", "status", "train")  # it decides when the training ends
     wrong = "diagnosis: {rules: {class_imbalance: {thresholds: {ration: 2}}}}\n"
-    (again.path / "params.yaml").write_text(ALONE + wrong)
+    (again.path / "params.yaml").write_text(WHOLE + wrong)
     told = again.run("dvc", "repro", "configure", fails=True)
     assert "did you mean 'ratio'" in told
     assert "Traceback" not in told
-    (again.path / "params.yaml").write_text(ALONE)
+    (again.path / "params.yaml").write_text(WHOLE)
     again.repro()
 
 
@@ -205,6 +206,7 @@ def test_verify_trains_again_to_the_same_bytes_and_notices_a_change(again):
     assert "Traceback" not in told
 
 
+@pytest.mark.slow
 def test_a_stage_by_hand_leaves_the_tracked_outputs_alone(again):
     before = again.text("dvc.lock"), (again.path / "models/baseline/weights.safetensors").read_bytes()
     again.run("python", "-m", "cnn_tuning.stages.train", "model=lab_cnn", "trainer.max_epochs=1")

@@ -68,8 +68,9 @@ tell started 0
 
 STAGE=code
 aws s3 cp --only-show-errors "$HERE/code.bundle" "$ROOT/code.bundle"
-git clone -q "$ROOT/code.bundle" "$ROOT/project"
+git init -q "$ROOT/project"
 cd "$ROOT/project"
+git fetch -q "$ROOT/code.bundle" '+refs/*:refs/remotes/bundle/*'
 git -c advice.detachedHead=false checkout -q "$COMMIT"
 
 STAGE=install

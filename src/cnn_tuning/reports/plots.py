@@ -40,7 +40,7 @@ def confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str], out: 
     """Draw which class was taken for which: shares of each true class by colour, counts in figures."""
     count = len(classes)
     share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    side = min(14.0, 3.2 + 0.42 * count)
+    side = 3.2 + 0.42 * count if count <= MOST_CELLS_WITH_TEXT else 6.5
     figure, axes = new_figure(side + 0.6, side)
     # The fourth root lets a single mistake in a thousand be seen beside the diagonal.
     image = axes.imshow(share**0.25, cmap="Blues", vmin=0, vmax=1)

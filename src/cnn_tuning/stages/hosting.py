@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from cnn_tuning.cloud.aws import Aws
     from cnn_tuning.cloud.inventory import Leftover, Thing
     from cnn_tuning.cloud.ledger import Bill
     from cnn_tuning.cloud.plan import Measured, Option
@@ -56,31 +57,36 @@ class _Trained:
 def plan(overrides: Sequence[str], measured: Sequence[str], *, as_json: bool) -> None:
     """Print which hosts could run this experiment, for how long and how much."""
     from cnn_tuning.cloud.aws import Aws
+
+    config = compose(overrides)
+    _planned(config, measured, Aws(config.host.region), as_json=as_json)
+
+
+def _planned(config: Config, measured: Sequence[str], aws: Aws, *, as_json: bool = False) -> list[Option]:
     from cnn_tuning.cloud.plan import Work, rank
     from cnn_tuning.cloud.prices import ask_market
 
-    config = compose(overrides)
     runs = [*_measured_here(config), *map(_measured_there, measured)]
     images, epochs = _training_images(config), _epochs(config)
-    market = ask_market(Aws(config.host.region), config.host.candidates)
-    options = rank(
-        config.host, Work(None if images is None else int(images * epochs), config.model.name), runs, market
-    )
+    market = ask_market(aws, config.host.candidates)
+    work = Work(None if images is None else int(images * epochs), config.model.name)
+    options = rank(config.host, work, runs, market)
     if as_json:
         about = {"experiment": config.experiment, "training_images": images, "epochs": epochs,
                  "market": config.host.market, "region": config.host.region, "notes": market.notes}  # fmt: skip
         click.echo(json.dumps({**about, "options": [asdict(option) for option in options]}, indent=1))
-        return
+        return options
     counted = "an unknown number of" if images is None else f"{images:,}"
     click.echo(f"{config.experiment}: {counted} training images × {epochs:g} epochs in all trainings")
-    _print_plan(config.host, options)
+    _print_plan(options)
     if images is None:
         click.echo("How many images there are is not known yet, so neither are hours: run `dvc repro preprocess`.")
     for note in (*market.notes, *_reservations(config, options)):
         click.echo(note)
+    return options
 
 
-def _print_plan(host: HostConfig, options: Sequence[Option]) -> None:
+def _print_plan(options: Sequence[Option]) -> None:
     table = _table("type", "GPU", "vCPU", "images/s", "hours", "$ on demand", "quota", "$ spot by zone")
     quota = {True: "ok", False: "too low", None: "?"}
     for option in options:
@@ -186,6 +192,87 @@ def _measured_there(text: str) -> Measured:
         return Measured(float(speed), instance_type=name)
     except ValueError:
         raise UserError(f"--measured {text}: must be like g5.xlarge=61000 (images per second)") from None
+
+
+def run(overrides: Sequence[str], name: str | None, *, yes: bool) -> None:
+    """Show the plan, ask, and start a host on the code as it stands; `name`: of an attempt to go on with."""
+    from cnn_tuning.cloud import code, inventory
+    from cnn_tuning.cloud.aws import Aws
+    from cnn_tuning.cloud.launch import launch
+    from cnn_tuning.cloud.names import Order, lifetime
+    from cnn_tuning.cloud.plan import dearest_per_hour
+
+    config = compose([_of_host(text) for text in overrides])
+    host, aws = config.host, Aws(config.host.region)
+    options = [found for found in _preflight(config, aws) if not found.refused]
+    if not options:
+        raise UserError("no type can be taken: the reasons are above")
+    lives = lifetime(host.max_hours, host.budget, dearest_per_hour(host, options))
+    dollars = lives.total_seconds() / 3600 * dearest_per_hour(host, options)
+    where = Path()
+    taken = code.snapshot(where)
+    changes = ", with uncommitted changes" if taken.changed else ""
+    click.echo(f"code: {taken.commit[:12]}{changes}")
+    click.echo(
+        f"the host ends after {lives.total_seconds() / 3600:.2f} h at the latest, at ${dollars:.2f} at the most"
+    )
+    if not yes:
+        click.confirm("start it?", abort=True)
+    order = Order(
+        name or _new_name(config.experiment), _owner(), taken.commit, host.budget, inventory.utc_now() + lives
+    )
+    if not inventory.instances(
+        aws, host.project, order.run
+    ):  # it would lose the code that it may be about to fetch
+        code.upload(aws.client("s3"), where, taken.commit, order.run, str(host.bucket), host.prefix)
+    started = launch(aws, host, order, options)
+    click.echo(f"run {order.run}: host {started.id}, {started.type} {started.market}"
+               + (", which ran already" if started.found else ""))  # fmt: skip
+    click.echo(
+        f"log and state: s3://{host.bucket}/{host.prefix}/runs/{order.run}/; results: `dvc pull` when it is done"
+    )
+    click.echo(f"end it: cnn-tuning host down {order.run}")
+
+
+def _of_host(text: str) -> str:
+    if not text.startswith(("host=", "host.")):
+        raise UserError(
+            f"{text}: a host runs what params.yaml says: put it there; only `host` can be changed here"
+        )
+    return text
+
+
+def _preflight(config: Config, aws: Aws) -> list[Option]:
+    """Check what a launch needs and print the plan; return its options."""
+    from cnn_tuning.cloud.aws import telling
+    from cnn_tuning.cloud.launch import resolve_image
+
+    aws.check()
+    bucket = _bucket(None, config.host)
+    with telling(f"bucket {bucket}"):
+        aws.client("s3").head_bucket(Bucket=bucket)
+    options = _planned(config, (), aws)
+    for option in options:
+        if not option.refused:
+            resolve_image(aws, config.host, option.type)
+    return options
+
+
+def _new_name(experiment: str) -> str:
+    import secrets
+
+    from cnn_tuning.cloud.inventory import utc_now
+
+    about = "".join(c if c.isalnum() else "-" for c in experiment.lower() if c.isascii())[:12].strip("-")
+    return f"{utc_now():%m%d-%H%M%S}-{about or 'run'}-{secrets.token_hex(2)}"
+
+
+def _owner() -> str:
+    import getpass
+
+    from cnn_tuning.cloud.aws import hide_account
+
+    return hide_account(getpass.getuser())
 
 
 def status(overrides: Sequence[str], *, as_json: bool) -> None:

@@ -1,0 +1,142 @@
+"""`host run`: what is asked before a host starts, the code that it gets, and what it may cost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from renting import ROOT
+
+from cnn_tuning.cloud import inventory
+from cnn_tuning.cloud.code import bundle, snapshot
+from cnn_tuning.cloud.names import as_mapping
+from cnn_tuning.errors import UserError
+
+WHO = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+
+
+def git(folder, *arguments):
+    return subprocess.run(
+        ["git", *arguments], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path):
+    folder = tmp_path / "repository"
+    (folder / "sub").mkdir(parents=True)
+    (folder / ".gitignore").write_text("ignored\n")
+    (folder / "kept").write_text("1")
+    git(folder, "init", "-q")
+    git(folder, "add", "-A")
+    git(folder, *WHO, "commit", "-qm", "start")
+    return folder
+
+
+def checked_out(folder, commit, tmp_path):
+    """Return the folder that the boot script would make of a bundle."""
+    file, there = tmp_path / "code.bundle", tmp_path / "there"
+    bundle(folder, commit, "run-one", file)
+    git(tmp_path, "init", "-q", str(there))
+    git(there, "fetch", "-q", str(file), "+refs/*:refs/remotes/bundle/*")
+    git(there, "checkout", "-q", commit)
+    return there
+
+
+def test_uncommitted_and_new_files_go_along_and_nothing_changes_here(repository, tmp_path):
+    (repository / "kept").write_text("2")
+    (repository / "sub/new").write_text("new")
+    (repository / "ignored").write_text("no")
+    before = git(repository, "status", "--porcelain"), git(repository, "for-each-ref")
+    taken = snapshot(repository / "sub")
+    there = checked_out(repository, taken.commit, tmp_path)
+    assert taken.changed
+    assert ((there / "kept").read_text(), (there / "sub/new").read_text()) == ("2", "new")
+    assert not (there / "ignored").exists()
+    assert (git(repository, "status", "--porcelain"), git(repository, "for-each-ref")) == before
+
+
+def test_a_clean_tree_is_its_own_commit(repository, tmp_path):
+    taken = snapshot(repository)
+    assert (taken.commit, taken.changed) == (git(repository, "rev-parse", "HEAD"), False)
+    assert (checked_out(repository, taken.commit, tmp_path) / "kept").read_text() == "1"
+
+
+def test_without_a_commit_there_is_one_line(tmp_path):
+    git(tmp_path, "init", "-q")
+    with pytest.raises(UserError, match="Git repository with a commit"):
+        snapshot(tmp_path)
+
+
+@pytest.fixture
+def project(folder, images):
+    """A project with a commit, whose images are counted."""
+    lines = "experiment: mnist\ndata: {limit: 60000}\nsearch: none\nablation: none\n"
+    host = "host: {bucket: a-bucket, gpu_ami: /gpu, cpu_ami: /cpu, candidates: [g5.xlarge, p3.2xlarge]}\n"
+    (folder / "params.yaml").write_text(lines + host)
+    git(folder, "init", "-q")
+    git(folder, "add", "-A")
+    git(folder, *WHO, "commit", "-qm", "start")
+    return folder
+
+
+def test_a_run_starts_one_host_with_the_code_and_an_end_within_the_budget(aws, project, command):
+    aws.client("s3").create_bucket(Bucket="a-bucket")
+    (project / "more").write_text("x")
+    done = command("host", "run", "--yes", "--run", "run-one", "host.budget=0.51")
+    assert done.exit_code == 0, done.output
+    assert "with uncommitted changes" in done.output
+    assert "refused: p3.2xlarge" in done.output
+    assert "after 0.50 h at the latest" in done.output  # 0.51 / (1.006 + disk and address), whole minutes
+    [item] = inventory.instances(aws, "cnn-tuning")
+    tags = as_mapping(item["Tags"])
+    body = aws.client("s3").get_object(Bucket="a-bucket", Key="cnn-tuning/runs/run-one/code.bundle")["Body"].read()
+    (project / "b").write_bytes(body)
+    assert tags["commit"] in git(project, "bundle", "list-heads", "b")
+    (project / "b").unlink()
+    again = command("host", "run", "--yes", "--run", "run-one")
+    assert "which ran already" in again.output
+    assert len(inventory.instances(aws, "cnn-tuning")) == 1
+
+
+def test_nothing_starts_without_a_yes(aws, project, command):
+    aws.client("s3").create_bucket(Bucket="a-bucket")
+    done = command("host", "run")
+    assert done.exit_code != 0
+    assert "start it?" in done.output
+    assert inventory.instances(aws, "cnn-tuning") == []
+    assert aws.client("s3").list_objects_v2(Bucket="a-bucket")["KeyCount"] == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (("trainer.max_epochs=1",), "put it there"),
+        (("host.bucket=other-bucket",), "bucket other-bucket"),
+        (("host.budget=0.0001",), "no type can be taken"),
+        (("host.gpu_ami=/absent",), "check host.gpu_ami"),
+    ],
+)
+def test_what_is_missing_is_told_before_anything_starts(aws, project, command, overrides, told):
+    aws.client("s3").create_bucket(Bucket="a-bucket")
+    done = command("host", "run", "--yes", *overrides)
+    assert done.exit_code == 1
+    assert told in done.output.splitlines()[-1]
+    assert inventory.instances(aws, "cnn-tuning") == []
+
+
+def test_the_pages_commands_work_in_an_account(aws, project, command):
+    page = (ROOT / "docs/hosts.md").read_text()
+    lines = [line[2:] for line in page.splitlines() if line.startswith("$ ")]
+    assert len(lines) >= 5
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], cwd=project, check=True)
+    for line in lines:
+        program, *arguments = line.replace("my-bucket", "a-bucket").split()
+        if arguments[:2] == ["host", "run"]:  # moto would refuse to write: it knows no TLS
+            aws.client("s3").delete_bucket_policy(Bucket="a-bucket")
+        if program == "cnn-tuning":
+            done = command(*arguments)
+            assert done.exit_code == 0, f"{line}: {done.output}"
+        else:
+            subprocess.run([program, *arguments], cwd=project, check=True)
