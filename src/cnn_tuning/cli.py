@@ -246,7 +246,7 @@ def host_run(overrides: tuple[str, ...], name: str | None, yes: bool) -> None:
 @click.option("--json", "as_json", is_flag=True)
 def host_status(overrides: tuple[str, ...], as_json: bool) -> None:
     """Show everything of this project that costs money now; exit 1 if something should not be there."""
-    from cnn_tuning.stages.hosting import status
+    from cnn_tuning.stages.host_list import status
 
     status(overrides, as_json=as_json)
 
@@ -257,7 +257,7 @@ def host_status(overrides: tuple[str, ...], as_json: bool) -> None:
 @click.option("--set", "overrides", multiple=True, help="An override, such as host.region=eu-west-1.")
 def host_down(run: str | None, every: bool, overrides: tuple[str, ...]) -> None:
     """End the hosts of a run and remove what they were made of; may be repeated."""
-    from cnn_tuning.stages.hosting import down
+    from cnn_tuning.stages.host_list import down
 
     down(run, overrides, every=every)
 
@@ -267,7 +267,7 @@ def host_down(run: str | None, every: bool, overrides: tuple[str, ...]) -> None:
 @click.option("--json", "as_json", is_flag=True)
 def host_cost(overrides: tuple[str, ...], as_json: bool) -> None:
     """Show what hosts have cost."""
-    from cnn_tuning.stages.hosting import cost
+    from cnn_tuning.stages.host_list import cost
 
     cost(overrides, as_json=as_json)
 
@@ -283,7 +283,7 @@ def remote() -> None:
 @click.option("--set", "overrides", multiple=True, help="An override, such as host.region=eu-west-1.")
 def remote_init(bucket: str | None, force: bool, overrides: tuple[str, ...]) -> None:
     """Make a private, versioned, encrypted bucket and DVC's remote in it; print the policies needed."""
-    from cnn_tuning.stages.hosting import remote_init as init_remote
+    from cnn_tuning.stages.remote import init as init_remote
 
     init_remote(bucket, overrides, force=force)
 
@@ -293,7 +293,7 @@ def remote_init(bucket: str | None, force: bool, overrides: tuple[str, ...]) -> 
 @click.option("--set", "overrides", multiple=True, help="An override, such as host.prefix=mine.")
 def remote_policies(bucket: str | None, overrides: tuple[str, ...]) -> None:
     """Print the least-privilege policies of person, host, guard and bucket as JSON; asks AWS nothing."""
-    from cnn_tuning.stages.hosting import remote_policies as policies
+    from cnn_tuning.stages.remote import print_policies as policies
 
     policies(bucket, overrides)
 
