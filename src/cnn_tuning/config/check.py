@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -16,13 +17,19 @@ from cnn_tuning.errors import UserError
 Section = TypeVar("Section")
 
 
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Return the validator of a section; to build one takes longer than to use it a hundred times."""
+    return TypeAdapter(kind)
+
+
 def validated(
     kind: type[Section], tree: Mapping[str, Any], problems: list[str], places: Mapping[str, str]
 ) -> Section | None:
     """Return the tree as a dataclass; None, and its mistakes in `problems`, if it is not one."""
     try:
         # JSON mode: strict about types, yet a list is a tuple and an integer is a number.
-        return TypeAdapter(kind).validate_json(json.dumps(tree), strict=True)
+        return _adapter(cast(Any, kind)).validate_json(json.dumps(tree), strict=True)
     except ValidationError as error:
         problems += [_describe(detail, tree, places) for detail in error.errors()]
         return None

@@ -130,24 +130,36 @@ def _is_in(path: tuple[str, ...], patterns: Sequence[str]) -> bool:
 
 def compose_groups(choices: Mapping[str, Choices], conf: Path, problems: list[str]) -> dict[str, Any]:
     """Return what Hydra composes of `conf/` with these group choices; wrong ones are told."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-
     arguments = []
     for group, (chosen, place) in choices.items():
-        options = sorted(p.stem for p in (conf / group).glob("*.yaml"))
-        wrong = [option for option in chosen if option not in options]
-        problems += [f"{place}: {group}: no option {option!r}{nearest(option, options)}" for option in wrong]
+        wrong = list(_wrong_options(group, chosen, conf, place, problems))
         if len(chosen) > 1 and group not in SEVERAL:
             problems.append(f"{place}: {group}: got {len(chosen)} options, must be one")
         elif not wrong:
             several = len(chosen) > 1 or group in SEVERAL
             arguments.append(f"{group}=[{','.join(chosen)}]" if several else f"{group}={chosen[0]}")
+    return _composed_by_hydra(conf, "config", arguments)
+
+
+def _wrong_options(
+    group: str, chosen: Sequence[str], conf: Path, place: str, problems: list[str]
+) -> Iterator[str]:
+    options = sorted(p.stem for p in (conf / group).glob("*.yaml"))
+    for option in chosen:
+        if option not in options:
+            problems.append(f"{place}: {group}: no option {option!r}{nearest(option, options)}")
+            yield option
+
+
+def _composed_by_hydra(conf: Path, name: str, arguments: list[str]) -> dict[str, Any]:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
     try:
         with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
-            composed = hydra_compose("config", overrides=arguments)
+            composed = hydra_compose(name, overrides=arguments)
     except HydraException as error:
         raise UserError(f"{conf}/ does not compose: {str(error).splitlines()[0]}") from None
     OmegaConf.set_struct(composed, False)
@@ -202,7 +214,8 @@ def name_options(tree: dict[str, Any], conf: Path, problems: list[str]) -> None:
 
     def section(group: str, option: str) -> Any:
         if (group, option) not in known:
-            composed = compose_groups({group: ((option,), "conf")}, conf, problems)
+            wrong = list(_wrong_options(group, [option], conf, "conf", problems))
+            composed = {} if wrong else _composed_by_hydra(conf, f"{group}/{option}", [])
             known[group, option] = resolve(composed, []).get(group)
         return known[group, option]
 
