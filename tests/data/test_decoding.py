@@ -107,7 +107,10 @@ def test_resampling_is_pillows_within_rounding(size, new, box, interpolation, mo
     edges = (place[0], place[1], place[0] + place[2], place[1] + place[3])
     theirs = Image.fromarray(pixels).resize(new, Image.Resampling[interpolation.upper()], edges)
     assert mine.shape == np.asarray(theirs).shape
-    assert np.abs(mine.astype(int) - np.asarray(theirs)).max(initial=0) <= 2
+    apart = np.abs(mine.astype(int) - np.asarray(theirs))
+    # Bicubic and Lanczos overshoot at edges; between its two passes Pillow rounds that and cuts it off at 0 and 255.
+    assert apart.max(initial=0) <= (2 if interpolation in ("bilinear", "nearest") else 12)
+    assert apart.mean() <= 1
 
 
 @needs_resizer
