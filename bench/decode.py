@@ -23,15 +23,15 @@ The choice, by `--parts` on one core of an Intel Xeon (Emerald Rapids, 2.3 GHz),
 | resize: PIL, the middle only | 0.85 | 4.68 |
 | resize: PIL, the middle only, reducing_gap=2 | 0.84 | 2.81 |
 | resize: torch, antialias, the middle only | 0.40 | 1.48 |
-| resize: cykooz-resizer, the middle only | 0.32 | 1.54 |
 
 Whole JPEGs take the decoders nearly equally long: all are libjpeg-turbo, and Huffman decoding is most of it; PIL
 adds a copy to four bytes a pixel. simplejpeg was chosen: it gives Pillow's pixels bit for bit (tested), decodes at
 a fraction of the size, is strict about damage, and is loaded in milliseconds. torchvision.io needs torch, which
 would cost `preprocess` 2 s and 250 MB a process, and cannot scale; PyTurboJPEG needs a library of the system;
-kornia-rs decodes alike, but its resize is not antialiased as Pillow's is. As much time as into decoding went into
-Pillow's resize: cykooz-resizer (the crate fast_image_resize, by its author) differs from it by one grey level at
-most (bilinear) and gives equal bits with AVX2, with SSE 4.1 and without either (tested).
+kornia-rs decodes alike, but its resize is not antialiased as Pillow's is. Resizing is left to Pillow, and is now
+half of the time. cykooz-resizer 4.0.1 would take a third of it (0.32 and 1.54 ms) and gave 2.0 to 2.6 times the
+loader's images/s, but crashes the process: 72×15 pixels to 12×2 end in a segmentation fault after a few
+thousand calls. torch's antialiased resize is as quick and worth a trial.
 """
 
 import argparse
@@ -227,10 +227,7 @@ def resizers(pixels: np.ndarray) -> Iterator[tuple[str, Callable[[bytes], object
     import torch
     from torchvision.transforms.functional import center_crop, resize
 
-    from cnn_tuning.data.images import _resized
-
     picture = Image.fromarray(pixels)
-    small = ImageConfig((SIDE, SIDE), 3, "crop")
     side = min(pixels.shape[:2])
     tensor = torch.from_numpy(pixels[:side, :side]).permute(2, 0, 1)[None]
     yield "PIL, Resize + CenterCrop", lambda _: center_crop(resize(picture, [SIDE]), [SIDE])
@@ -246,7 +243,6 @@ def resizers(pixels: np.ndarray) -> Iterator[tuple[str, Callable[[bytes], object
         "torch, antialias, the middle only",
         lambda _: torch.nn.functional.interpolate(tensor, (SIDE, SIDE), mode="bilinear", antialias=True),
     )
-    yield "cykooz-resizer, the middle only", lambda _: _resized(pixels, small)
 
 
 def apply(step: Callable[[bytes], object], files: list[bytes]) -> None:

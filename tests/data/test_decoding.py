@@ -1,6 +1,5 @@
 """The fast ways of `to_input` give what Pillow gives: JPEGs bit for bit, resampled pixels within 2 grey levels."""
 
-import importlib.util
 import io
 
 import numpy as np
@@ -10,7 +9,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cnn_tuning.config import ImageConfig
-from cnn_tuning.data import images
 from cnn_tuning.data.images import BadImage, to_input
 
 
@@ -83,49 +81,3 @@ def test_damage_is_judged_as_by_pillow(data):
 def test_other_colour_spaces(mode):
     grey = Image.new("RGB", (40, 40), (120, 120, 120)).convert(mode)
     assert np.abs(to_input(jpeg(grey, quality=100), ImageConfig((16, 16), 3)).astype(int) - 120).max() <= 2
-
-
-needs_resizer = pytest.mark.skipif(
-    not importlib.util.find_spec("cykooz_resizer"), reason="cykooz-resizer is absent"
-)
-BOXES = st.tuples(st.floats(0, 0.4), st.floats(0, 0.4), st.floats(0.1, 0.6), st.floats(0.1, 0.6))
-
-
-@needs_resizer
-@settings(max_examples=80)
-@given(
-    st.tuples(st.integers(1, 200), st.integers(1, 200)),
-    st.tuples(st.integers(1, 60), st.integers(1, 60)),
-    BOXES,
-    st.sampled_from(["bilinear", "bicubic", "lanczos", "nearest"]),
-    st.sampled_from(["RGB", "L"]),
-)
-def test_resampling_is_pillows_within_rounding(size, new, box, interpolation, mode):
-    pixels = np.asarray(picture(*size, mode))
-    place = (box[0] * size[0], box[1] * size[1], box[2] * size[0], box[3] * size[1])
-    mine = images._resampled(pixels, new, place, interpolation)
-    edges = (place[0], place[1], place[0] + place[2], place[1] + place[3])
-    theirs = Image.fromarray(pixels).resize(new, Image.Resampling[interpolation.upper()], edges)
-    assert mine.shape == np.asarray(theirs).shape
-    apart = np.abs(mine.astype(int) - np.asarray(theirs))
-    # Bicubic and Lanczos overshoot at edges; between its two passes Pillow rounds that and cuts it off at 0 and 255.
-    assert apart.max(initial=0) <= (2 if interpolation in ("bilinear", "nearest") else 12)
-    assert apart.mean() <= 1
-
-
-@needs_resizer
-def test_resampling_is_the_same_on_every_processor():
-    from cykooz_resizer import CpuExtensions, FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
-
-    pixels = np.asarray(picture(301, 203))
-    source = ImageData(301, 203, PixelType.U8x3, pixels.tobytes())
-    seen = set()
-    for extensions in (CpuExtensions.none, CpuExtensions.sse4_1, CpuExtensions.avx2):
-        resizer, target = Resizer(), ImageData(64, 48, PixelType.U8x3)
-        try:
-            resizer.cpu_extensions = extensions
-        except ValueError:  # not in this processor
-            continue
-        resizer.resize(source, target, ResizeOptions(ResizeAlg.convolution(FilterType.bilinear), use_alpha=False))
-        seen.add(target.get_buffer())
-    assert len(seen) == 1

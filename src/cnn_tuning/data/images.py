@@ -1,8 +1,8 @@
 """Any picture (bytes, array, PIL image) comes in; the network's input goes out: uint8 C×H×W.
 
 The one way to the input, in preprocessing, prediction and serving. It is shipped inside the served model, so
-it imports nothing but numpy, Pillow, two small libraries of compiled code and the configuration: JPEG files are
-decoded by simplejpeg (libjpeg-turbo), pixels resampled by cykooz-resizer (`bench/decode.py` has the figures).
+it imports nothing but numpy, Pillow, simplejpeg (libjpeg-turbo) and the configuration. `bench/decode.py` has the
+figures.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from cnn_tuning.errors import UserError
 # Not ICO: Pillow decodes what it holds on opening, before a limit could be checked.
 FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "TIFF", "WEBP", "AVIF", "PPM", "JPEG2000", "PCX")
 
-_FILTERS = {"bilinear": "bilinear", "bicubic": "catmull_rom", "lanczos": "lanczos3"}
-_RADII = {"bilinear": 1, "bicubic": 2, "lanczos": 3}
 Box = tuple[float, float, float, float]
 
 MAX_PIXELS = 50_000_000
@@ -253,30 +251,7 @@ def _resized(pixels: np.ndarray, config: ImageConfig) -> np.ndarray:
 
 
 def _resampled(pixels: np.ndarray, size: tuple[int, int], box: Box, interpolation: str) -> np.ndarray:
-    """Resample the box (left, top, width, height) to `size` (width, height), antialiased as Pillow does."""
-    if interpolation == "nearest":
-        return _by_pillow(pixels, size, box, interpolation)
-    from cykooz_resizer import CropBox, FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
-
-    pixels, box = _window(pixels, size, box, _RADII[interpolation])
-    kind = PixelType.U8 if pixels.ndim == 2 else PixelType.U8x3
-    source = ImageData(pixels.shape[1], pixels.shape[0], kind, pixels.tobytes())
-    target = ImageData(*size, kind)
-    method = ResizeAlg.convolution(FilterType[_FILTERS[interpolation]])
-    Resizer().resize(source, target, ResizeOptions(method, False, CropBox(*box)))
-    return np.frombuffer(target.get_buffer(), np.uint8).reshape(size[1], size[0], *pixels.shape[2:])
-
-
-def _window(pixels: np.ndarray, size: tuple[int, int], box: Box, radius: int) -> tuple[np.ndarray, Box]:
-    """Leave out what no kernel over the box reaches: less to copy."""
-    left, top, width, height = box
-    x, y = (radius * max(1.0, old / new) + 1 for old, new in zip(box[2:], size, strict=True))
-    first, above = max(0, int(left - x)), max(0, int(top - y))
-    part = pixels[above : int(top + height + y) + 1, first : int(left + width + x) + 1]
-    return part, (left - first, top - above, width, height)
-
-
-def _by_pillow(pixels: np.ndarray, size: tuple[int, int], box: Box, interpolation: str) -> np.ndarray:
+    """Resample the box (left, top, width, height) to `size` (width, height), antialiased."""
     left, top, width, height = box
     edges = (left, top, min(left + width, pixels.shape[1]), min(top + height, pixels.shape[0]))
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling[interpolation.upper()], edges))

@@ -37,7 +37,7 @@ from cnn_tuning.serving.predictor import Predictor
 # Distributions that the code on the way from a request to an answer imports.
 REQUIREMENTS = (
     *("mlflow", "numpy", "pandas", "pydantic", "pyyaml", "safetensors", "torch"),
-    *("pillow", "simplejpeg", "cykooz-resizer"),
+    *("pillow", "simplejpeg"),
 )
 # timm's networks import torchvision, too.
 OF_LIBRARY = {"timm": ("timm", "torchvision"), "torchvision": ("torchvision",)}
