@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 COMMAND = [sys.executable, "-P", "-m", "cnn_tuning.search.worker"]
+EXIT_S = 10.0
 SAVE_S = 120.0  # a worker that was asked to stop may take so long to save
 
 
@@ -33,9 +34,14 @@ class Worker:
         return self.process.pid
 
     def fate(self) -> str:
-        """Return in a few words how it ended."""
-        status = self.process.returncode
-        if status is None:
+        """Return in a few words how it ended.
+
+        A killed process is a zombie, and counts as gone, before the last of its threads has ended and its status
+        can be had: that is waited for.
+        """
+        try:
+            status = self.process.wait(EXIT_S)
+        except subprocess.TimeoutExpired:
             return "is alive"
         if status < 0:
             return f"was ended by {_signal_name(-status)}"
