@@ -175,6 +175,18 @@ def worker_of(trial: optuna.trial.FrozenTrial) -> psutil.Process:
     return psutil.Process(int(trial.user_attrs["worker"].rsplit(":", 2)[1]))
 
 
+def workers() -> list[psutil.Process]:
+    """Return the living processes of the searches that run in this one."""
+    found = []
+    for process in psutil.Process().children():
+        try:
+            if "cnn_tuning.search.worker" in process.cmdline():
+                found.append(process)
+        except psutil.NoSuchProcess:  # dead by now, as some deliverer of a test before is
+            pass
+    return found
+
+
 @contextmanager
 def beside(act: Callable[[], None]) -> Iterator[None]:
     """Let something happen beside the block, and fail with it where it fails."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psutil
 import pytest
-from searching import Sweep, beside, running, search_with, states, status, tags, worker_of
+from searching import Sweep, beside, running, search_with, states, status, tags, worker_of, workers
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +44,7 @@ def test_19_its_trial_is_tried_again(tmp_path, digits_data):
     first, second, _ = sweep.runs()
     assert (status(first), status(second)) == (None, "FINISHED")  # the deliverer ends the first
     assert tags(first)["trial.number"] == tags(second)["trial.number"] == "0"
-    assert not psutil.Process().children(recursive=True)
+    assert not workers()
 
 
 def test_19_but_not_for_ever(tmp_path, digits_data, capfd):

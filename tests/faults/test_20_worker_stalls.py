@@ -7,7 +7,7 @@ import signal
 import psutil
 import pytest
 from filelock import FileLock, Timeout
-from searching import Sweep, beside, running, search_with, states, worker_of
+from searching import Sweep, beside, running, search_with, states, worker_of, workers
 
 pytestmark = pytest.mark.slow
 
@@ -75,9 +75,6 @@ def test_20_one_that_is_stopped_before_it_took_a_trial(tmp_path, digits_data):
         process = workers()[1]
         process.send_signal(signal.SIGSTOP)
         stopped.append(process)
-
-    def workers():
-        return [p for p in psutil.Process().children() if "cnn_tuning.search.worker" in p.cmdline()]
 
     with beside(stop):
         sweep.run()

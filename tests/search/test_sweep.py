@@ -167,7 +167,8 @@ def test_several_objectives(tmp_path, digits_data):
 
 @pytest.mark.slow
 def test_two_searches_at_once_share_the_trials(tmp_path, digits_data):
-    made = Sweep(tmp_path, digits_data, search_with(budget={"trials": 6}), ("trainer.max_epochs=6",))
+    search = search_with(budget={"trials": 6}, pruner={"name": "none"})
+    made = Sweep(tmp_path, digits_data, search, ("trainer.max_epochs=6",))
     processes = [made.start(), made.start()]
     printed = [process.communicate(timeout=200)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], printed
