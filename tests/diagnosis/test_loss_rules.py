@@ -218,6 +218,20 @@ def test_both_losses_falling_fast_at_the_end_is_underfitting():
     assert judged("underfitting", annealed).status == "ok"
 
 
+def test_one_epoch_of_large_batches_that_ended_too_early_is_underfitting():
+    """As measured: 55 steps of batch 1,000; the losses of 1,719 steps of batch 32 lie even at the end."""
+    random = np.random.default_rng(0)
+    steep = 2.3 * np.arange(1, 56) ** -0.7 * random.lognormal(0, 0.05, 55)
+    rows = [(0.13, 0.966, 0.14, 0.965)]
+    large = {"experiment": "lab", "trainer__batch_size": 1000}
+    finding = judged("underfitting", recording(steep, epochs=rows, data=VAL, **large))
+    assert finding.status == "fired" and finding.remedy == {"trainer.batch_size": 125}
+    assert "55 updates" in finding.explanation
+    even = [*falling(800), *(0.07 * random.lognormal(0, 0.5, 919))]
+    rows = [(0.05, 0.985, 0.06, 0.982)]
+    assert judged("underfitting", recording(even, epochs=rows, data=VAL, experiment="lab")).status == "ok"
+
+
 @given(st.floats(5.0, 1e5), st.integers(1, 30))
 @settings(max_examples=25)
 def test_a_loss_that_shoots_up_means_a_rate_too_high(height, at):

@@ -9,7 +9,7 @@ import numpy as np
 
 from cnn_tuning.diagnosis.findings import Finding, fired, not_evaluated, ok
 from cnn_tuning.diagnosis.recording import Recording
-from cnn_tuning.diagnosis.rules.course import Values, course_of, creeps, exploded_at
+from cnn_tuning.diagnosis.rules.course import Values, course_of, creeps, exploded_at, mean_of
 from cnn_tuning.diagnosis.rules.remedy import Patch, loosened, rate_of, regularised, rounded, suggested_rate
 
 CONFIDENCE = 0.95
@@ -22,6 +22,8 @@ APART = 0.1
 # The training loss fell, if it lost this share: what was learnt meanwhile did not generalise.
 LEARNT = 0.2
 MOST_IMAGES = 20_000
+# A training that ended too early after fewer updates, of batches so large, is helped by smaller ones.
+FEW_UPDATES, LARGE_BATCH = 500, 256
 
 
 @dataclass(frozen=True)
@@ -191,19 +193,25 @@ def underfitting(recording: Recording, *, accuracy: float, learnt: float, fallin
         return not_evaluated(rule, "no epoch was measured")
     reached = float(seen.train_accuracy[-1])
     at_most = bounds(reached, seen.train_images)[1]
-    fall = _last_fall(seen)
+    several = len(seen.step) > 1
+    fall, since = (_last_fall(seen), "epoch") if several else (_fall_within(recording), "half of its steps")
     annealed = bool(curves.learning_rate[-1] < 0.1 * np.nanmax(curves.learning_rate))
-    fast = fall > falling and at_most < learnt and not annealed
-    evidence = {"train accuracy": reached, "at most": at_most, "val loss fell in the last epoch by": fall}
+    fast = fall > falling * (1 if several else 2) and at_most < learnt and not annealed
+    updates = len(curves.loss)
+    evidence = {
+        "train accuracy": reached,
+        "at most": at_most,
+        "updates": updates,
+        f"loss fell in the last {since} by": fall,
+    }
     if at_most >= accuracy and not fast:
-        more = "" if len(seen.step) > 1 else "; one epoch does not tell whether more would help"
-        return ok(rule, f"{reached:.2%} of the training images are learnt{more}", evidence)
+        return ok(rule, f"{reached:.2%} of the training images are learnt", evidence)
     if at_most < accuracy:
         text = f"only {reached:.2%} of the training images are learnt"
     else:
-        text = "the training ended too early"
+        text = f"the training ended too early, after {updates:,} updates"
     if fast:
-        text += f"; the validation loss still fell by {fall:.0%} in the last epoch"
+        text += f"; the loss still fell by {fall:.0%} in the last {since}"
     remedy, advice = _learns_more(recording, fall > falling / 3)
     return fired(rule, text, evidence=evidence, advice=advice, remedy=remedy, first_step=int(seen.step[-1]))
 
@@ -216,8 +224,18 @@ def _last_fall(seen: Epochs) -> float:
     return max(0.0, float(min(falls)))
 
 
+def _fall_within(recording: Recording) -> float:
+    """Return by which share, at least, the last quarter's step losses are below the second's."""
+    course = course_of(recording)
+    if isinstance(course, str):
+        return 0.0
+    quarters = np.array_split(course.loss, 4)
+    (before, error), (after, other) = mean_of(quarters[1]), mean_of(quarters[3])
+    return max(0.0, 1 - (after + other) / max(before - error, 1e-12))
+
+
 def _learns_more(recording: Recording, improving: bool) -> tuple[Patch, str]:
-    epochs = int(recording.recipe["trainer.max_epochs"])
+    epochs, batch = int(recording.recipe["trainer.max_epochs"]), int(recording.recipe["trainer.batch_size"])
     course, looser, rate = course_of(recording), loosened(recording.recipe), rate_of(recording)
     if not isinstance(course, str) and exploded_at(course, 2.0) is not None:
         return {"optimizer.learning_rate": rounded(rate / 10)}, "lower the learning rate"
@@ -225,6 +243,8 @@ def _learns_more(recording: Recording, improving: bool) -> tuple[Patch, str]:
         return {
             "optimizer.learning_rate": rounded(suggested_rate(recording) or rate * 10)
         }, "raise the learning rate"
+    if improving and len(recording.curves.loss) < FEW_UPDATES and batch >= LARGE_BATCH:
+        return {"trainer.batch_size": batch // 8}, "take smaller batches: more updates of as many images"
     if improving or len(recording.curves.epoch_step) == 1:
         return {"trainer.max_epochs": 2 * epochs}, "train longer"
     if looser:
