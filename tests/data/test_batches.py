@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,6 +53,20 @@ def test_training_by_parts_makes_as_many_updates(packed, recipe):
     assert sum(1 for _ in batches) == len(batches)
     joint = DataModule(packed, patch(by_parts, {"trainer.sequential_parts": 1}), CPU).train
     assert abs(len(joint) - len(batches)) <= 1
+
+
+@given(count=st.integers(1, 120), size=st.integers(1, 60), resident=st.booleans())
+@settings(max_examples=60)
+def test_no_training_batch_is_a_single_image_where_there_are_more(packed, count, size, resident):
+    recipe = recipe_with([f"trainer.batch_size={size}", "trainer.workers=0", "augment=none"])
+    split, rows = packed.split("train"), np.arange(count)
+    batches = Batches(split, recipe, CPU, resident=resident, train=True, rows=rows)
+    sizes = [len(labels) for _, labels in batches]
+    assert (len(sizes), sum(sizes)) == (len(batches), count)
+    assert min(sizes) > 1 or size == 1 or count == 1
+    assert all(one in (size, size + 1) for one in sizes[:-1])
+    measured = Batches(split, recipe, CPU, resident=resident, train=False, rows=rows)
+    assert sum(len(labels) for _, labels in measured) == count
 
 
 @given(key=st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=3))

@@ -102,8 +102,8 @@ class _Rows(Dataset):
 class Batches:
     """Batches of the images at `rows` of a split (all by default); the last, smaller batch is kept.
 
-    In training each epoch has its own order, and batches come augmented. `begin_at` makes the next
-    iteration start inside an epoch.
+    In training each epoch has its own order, and batches come augmented; a last batch of one image, which has no
+    variance to normalise by, joins the one before. `begin_at` makes the next iteration start inside an epoch.
     """
 
     def __init__(
@@ -128,7 +128,11 @@ class Batches:
 
     def __len__(self) -> int:
         parts = self.recipe.trainer.sequential_parts if self.train else 1
-        return -(-(len(self.rows) // parts * parts) // self.batch_size)
+        full, left = divmod(len(self.rows) // parts * parts, self.batch_size)
+        return full + (left > 0) - self._joins(full, left)
+
+    def _joins(self, full: int, left: int) -> bool:
+        return self.train and left == 1 and full > 0
 
     def begin_at(self, epoch: int, batch: int) -> None:
         """Let the next iteration give `epoch` from `batch` on."""
@@ -152,7 +156,10 @@ class Batches:
         return sequential_order(count, seed, epoch, parts, self.recipe.trainer.max_epochs)
 
     def _read(self, order: Tensor, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        batches = order.split(self.batch_size)[first:]
+        batches = list(order.split(self.batch_size))
+        if self._joins(len(batches) - 1, len(batches[-1]) % self.batch_size):
+            batches[-2:] = [torch.cat(batches[-2:])]
+        batches = batches[first:]
         if self.images is not None:
             for chosen in batches:
                 on_device = chosen.to(self.device, non_blocking=True)
