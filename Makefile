@@ -32,7 +32,7 @@ repro: $(READY) ## Run the pipeline: what changed is computed, the rest is kept
 	@cnn-tuning summary
 
 test: $(READY) ## Run the tests (without the slow ones)
-	pytest -m "not slow" -n auto --dist loadscope $(ARGS)
+	pytest -m "not slow" -n auto --dist loadscope --no-loadscope-reorder --durations 10 $(ARGS)
 
 check: $(READY) ## Lint, types, import directions, generated files
 	ruff check .

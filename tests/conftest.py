@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,24 @@ class MlflowServer:
         self.signal(signal.SIGKILL)
         if self.process is not None:
             self.process.wait(timeout=30)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the shared pipeline, and end with what else asks for it: no worker is to wait meanwhile.
+
+    Between them the files with most tests come first, as xdist's own order would have it.
+    """
+    tests = Counter(item.path for item in items)
+
+    def place(item: pytest.Item) -> tuple[int, int, str]:
+        waits = any("digits" in getattr(one, "fixturenames", ()) for one in of_file[item.path])
+        first = item.path.name == "test_pipeline.py"
+        return (0 if first else 2 if waits else 1), -tests[item.path], str(item.path)
+
+    of_file: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        of_file.setdefault(item.path, []).append(item)
+    items.sort(key=place)  # stable: within a file they stay in order
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ def against_first(results):
     return compare(results, reference=results[0].arm, pairs=False, confidence=0.95)
 
 
-@pytest.mark.parametrize(("arms", "seeds"), [(2, 3), (4, 5)])
+@pytest.mark.parametrize(("arms", "seeds"), [(2, 3), pytest.param(4, 5, marks=pytest.mark.slow)])
 def test_without_an_effect_one_study_in_twenty_claims_one(arms, seeds):
     rng = np.random.default_rng(7)
     studies = (study(rng, dict.fromkeys(FOUR[:arms], 0.0), seeds=seeds) for _ in range(STUDIES))
@@ -46,6 +46,7 @@ def test_without_an_effect_one_study_in_twenty_claims_one(arms, seeds):
     assert low <= alone <= high
 
 
+@pytest.mark.slow
 def test_without_an_effect_the_test_over_images_claims_one_in_twenty_at_most():
     rng = np.random.default_rng(1)
     studies = [against_first(study(rng, dict.fromkeys(FOUR, 0.0), seeds=1, seed_noise=0)) for _ in range(1000)]
@@ -71,6 +72,7 @@ def test_a_planted_effect_is_found_and_no_other():
     assert np.mean(others) < 0.08
 
 
+@pytest.mark.slow
 def test_all_intervals_of_a_question_hold_the_truth_together():
     """Arms that do differ; the truth about each is its mean over very many trainings on the same images."""
     effects = {"none": 0.0, "conv": 0.4, "both": -0.6}

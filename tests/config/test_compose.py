@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnn_tuning import config
@@ -81,6 +81,7 @@ def test_a_command_line_wins_over_params_yaml(tmp_path):
     assert (composed.model.name, composed.model.dropout) == ("lab_cnn", "both")
 
 
+@settings(max_examples=40)
 @given(
     rate=st.floats(1e-6, 10, allow_nan=False),
     epochs=st.integers(1, 10_000),

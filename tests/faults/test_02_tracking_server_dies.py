@@ -2,12 +2,15 @@
 
 import time
 
+import pytest
+
 from cnn_tuning.tracking.deliver import sync
 from cnn_tuning.tracking.run import Run
 
 STEPS = 400
 
 
+@pytest.mark.slow
 def test_everything_arrives_once_after_the_server_is_back(tracking, killable_mlflow_server, tmp_path, rows):
     server = killable_mlflow_server
     database = server.folder / "mlflow.db"

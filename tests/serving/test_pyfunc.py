@@ -103,6 +103,23 @@ def test_image_bomb(model: Any) -> None:
     assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
 
 
+def test_limits_that_a_deployment_sets(
+    mlflow_model: Path, digits: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    monkeypatch.setenv("CNN_TUNING_MAX_PIXELS", "1600")
+    monkeypatch.setenv("CNN_TUNING_MAX_IMAGES", "4")
+    limited = mlflow.pyfunc.load_model(str(mlflow_model))
+    pictures = [png(image[0]) for image in digits]
+    assert len(limited.predict(pd.DataFrame({"image": pictures[:2]}))) == 2
+    with pytest.raises(MlflowException, match="3 images of 2352 pixels in all: send at most 1600"):
+        limited.predict(pd.DataFrame({"image": pictures[:3]}))
+    with pytest.raises(MlflowException, match="8 images: send at most 4"):
+        limited.predict(pd.DataFrame({"image": pictures}))
+
+
 def test_equal_inputs_give_equal_bytes(bundle: Path, digits: np.ndarray, tmp_path: Path) -> None:
     for name in ("a", "b"):
         pyfunc.save(bundle, tmp_path / name, digits[0])
@@ -126,7 +143,7 @@ def test_signature_example_and_requirements(mlflow_model: Path) -> None:
         "image"
         in json.loads((mlflow_model / "serving_input_example.json").read_text())["dataframe_split"]["columns"]
     )
-    lines = (mlflow_model / "requirements.txt").read_text().split()
+    lines = (mlflow_model / "requirements.txt").read_text().splitlines()
     assert all("==" in line and "+" not in line for line in lines)
     assert {line.partition("==")[0] for line in lines} >= {"mlflow", "numpy", "pillow", "safetensors", "torch"}
 
@@ -177,6 +194,7 @@ def test_predicts_in_a_fresh_process_without_the_repository(
     assert not {"hydra", "omegaconf", "pytorch_lightning", "torchvision"} & set(result["modules"])
 
 
+@pytest.mark.slow
 def test_the_models_own_code_comes_before_an_installed_package(mlflow_model: Path, tmp_path: Path) -> None:
     other = tmp_path / "installed" / "cnn_tuning"
     other.mkdir(parents=True)

@@ -26,7 +26,7 @@ def _evaluate(config, model, tmp_path, wrong, split="split-1", barred=""):
     return run.delivery.registered
 
 
-@pytest.fixture(params=["sqlite", "server"])
+@pytest.fixture(params=["sqlite", pytest.param("server", marks=pytest.mark.slow)])
 def config(request, tracking):
     if request.param == "sqlite":
         return tracking()
