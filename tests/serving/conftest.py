@@ -9,13 +9,14 @@ from typing import Any
 import live as servers
 import numpy as np
 import pytest
+from renting import command, credentials, folder, no_aws  # noqa: F401
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """A network and its bundle."""
-    folder = tmp_path_factory.mktemp("serving") / "bundle"
-    return servers.make_bundle(folder), folder
+    place = tmp_path_factory.mktemp("serving") / "bundle"
+    return servers.make_bundle(place), place
 
 
 @pytest.fixture(scope="session")
@@ -35,9 +36,9 @@ def mlflow_model(bundle: Path, digits: np.ndarray, tmp_path_factory: pytest.Temp
     """The bundle as a saved MLflow model."""
     from cnn_tuning.serving import pyfunc
 
-    folder = tmp_path_factory.mktemp("mlflow") / "model"
-    pyfunc.save(bundle, folder, digits[0])
-    return folder
+    place = tmp_path_factory.mktemp("mlflow") / "model"
+    pyfunc.save(bundle, place, digits[0])
+    return place
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +46,17 @@ def live(bundle: Path) -> Iterator[servers.Live]:
     """A front around the bundle, with default limits."""
     with servers.front(bundle) as server:
         yield server
+
+
+@pytest.fixture
+def registry(folder: Path, store_db: Path, mlflow_model: Path) -> Any:  # noqa: F811
+    """A client on a store with a champion, which the project names where the command runs."""
+    from cnn_tuning.tracking.store import open_store
+
+    params = folder / "params.yaml"
+    params.write_text(f"{params.read_text()}tracking: {{uri: 'sqlite:///{store_db}'}}\n")
+    client = open_store(f"sqlite:///{store_db}")
+    client.create_registered_model("mnist-classifier")
+    client.create_model_version("mnist-classifier", str(mlflow_model))
+    client.set_registered_model_alias("mnist-classifier", "champion", "1")
+    return client

@@ -253,6 +253,6 @@ def test_s3_out_of_reach_is_one_line(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3: str
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(UserError, match="cannot be listed") as caught:
+    with pytest.raises(UserError, match="cannot be reached") as caught:
         predict_folder(predictor, "s3://bucket/x", tmp_path / "none.csv")
     assert "\n" not in str(caught.value)

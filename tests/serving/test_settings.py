@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import live as servers
@@ -14,7 +16,8 @@ import pytest
 
 from cnn_tuning.config import ServingConfig, compose
 from cnn_tuning.errors import UserError
-from cnn_tuning.serving.settings import Local, Registered, settings
+from cnn_tuning.serving.first_answer import METRIC
+from cnn_tuning.serving.settings import Local, Registered, champion, settings, settings_for
 
 ROOT = Path(__file__).parents[2]
 COMMAND = str(Path(sys.executable).with_name("cnn-tuning"))
@@ -91,4 +94,61 @@ def test_serve_needs_no_project_for_a_folder(
     port = servers.free_port()
     with servers.running([COMMAND, "serve", "--model", str(bundle), f"serving.port={port}"], port) as server:
         assert server.ask("/health").json["name"] == "bundle"
+        told = _first_answer(server)
     assert not list(tmp_path.iterdir()), "and leaves nothing behind"
+    assert 0 < told < 300
+
+
+def _first_answer(server: servers.Live) -> float:
+    """Return the seconds that the server tells on its terminal."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if found := re.search(
+            r"^first answer ([0-9.]+) s after the command$", server.log.read_text(), re.MULTILINE
+        ):
+            return float(found[1])
+        time.sleep(0.1)
+    raise AssertionError(server.log.read_text())
+
+
+def test_one_configuration_for_serving_and_deployment(project: Path) -> None:
+    (project / "params.yaml").write_text(
+        "experiment: mnist\nserving: {max_images: 9, model: mine, endpoint: {instances: 4}}\n"
+    )
+    here, there = settings(Registered), settings_for(Registered, "sagemaker", ["serving.alias=best"])
+    assert (here.serving.name, there.serving.name) == ("default", "sagemaker")
+    for own in (here, there):
+        assert (own.serving.max_images, own.serving.endpoint.instances) == (9, 4)
+    assert champion(here.serving, here.registry) == "models:/mine@champion"
+    assert champion(there.serving, there.registry) == "models:/mine@best"
+    (project / "conf/serving/large.yaml").write_text(
+        "defaults: [sagemaker, _self_]\nname: large\nendpoint: {instance_type: ml.m5.xlarge}\n"
+    )
+    (project / "params.yaml").write_text("experiment: mnist\nserving: large\n")
+    assert settings_for(Registered, "sagemaker").serving.endpoint.instance_type == "ml.m5.xlarge"
+    with pytest.raises(UserError, match="serving=large is made for sagemaker"):
+        settings_for(Registered, "container")
+
+
+@pytest.mark.slow
+def test_the_first_answer_of_a_registered_model_is_recorded(
+    project: Path, bundle: Path, mlflow_model: Path, store_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cnn_tuning.tracking.store import open_store
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store_db}")
+    client = open_store(f"sqlite:///{store_db}")
+    client.create_registered_model("digits-classifier")
+    client.create_model_version("digits-classifier", str(mlflow_model))
+    client.set_registered_model_alias("digits-classifier", "champion", "1")
+    port = servers.free_port()
+    with servers.running([COMMAND, "serve", f"serving.port={port}", "serving.max_images=5"], port) as server:
+        told = _first_answer(server)
+        deadline = time.monotonic() + 60
+        while not (runs := client.search_runs(["1"], f"metrics.`{METRIC}` > 0")) and time.monotonic() < deadline:
+            time.sleep(0.2)
+    (run,) = runs
+    assert run.data.metrics[METRIC] == pytest.approx(told, abs=0.06)
+    assert run.data.params["serving.max_images"] == "5"
+    assert run.data.tags["model"] == "digits-classifier version 1"
+    assert run.data.tags["serving.where"] == "local"

@@ -49,7 +49,6 @@ from cnn_tuning.config.schema import (
     SamplerConfig,
     ScheduleConfig,
     SearchConfig,
-    ServingConfig,
     SgdConfig,
     SourceConfig,
     StepConfig,
@@ -58,6 +57,7 @@ from cnn_tuning.config.schema import (
     WeightsConfig,
     WeightsSourceConfig,
 )
+from cnn_tuning.config.serving import ContainerConfig, EndpointConfig, ServingConfig
 from cnn_tuning.config.variants import (
     EQUAL_UPDATES,
     applies,
@@ -84,12 +84,14 @@ __all__ = [
     "Choice",
     "Config",
     "ConstantConfig",
+    "ContainerConfig",
     "CosineConfig",
     "CsvConfig",
     "DataConfig",
     "DiagnosisConfig",
     "Dimension",
     "EarlyStoppingConfig",
+    "EndpointConfig",
     "EvaluationConfig",
     "FileConfig",
     "FinetuneConfig",

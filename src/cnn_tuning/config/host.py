@@ -56,7 +56,8 @@ class HostConfig:
     """Hosts on EC2. `candidates`: names of `types`; a launch may take any of them that is not refused.
 
     `project` is the tag by which everything is found again. `budget` in US dollars and `max_hours` end a host,
-    whichever comes first, as do `idle_minutes` without work. `max_price_per_hour` (null: the on-demand price).
+    whichever comes first, as do `idle_minutes` without work. One that is taken away is replaced up to
+    `max_replacements` times within the same budget and hours. `max_price_per_hour` (null: the on-demand price).
     `bucket` null: given by `remote init`. `gpu_ami`, `cpu_ami`: SSM parameters that hold an AMI's id.
     `oldest_compute_capability`: of the GPUs that the installed CUDA build of torch still serves.
     `setup_minutes`: boot, installation and data, paid for each host. `subnets` empty: all of the default VPC.
@@ -79,6 +80,7 @@ class HostConfig:
     max_hours: _Positive = 3.0
     max_price_per_hour: _Positive | None = None
     idle_minutes: _Count = 15
+    max_replacements: Annotated[int, Field(ge=0)] = 3
     disk_gb: _Count = 75
     disk_per_gb_month: _Positive = 0.08
     setup_minutes: _Positive = 8.0

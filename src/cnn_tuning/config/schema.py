@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from cnn_tuning.config.host import HostConfig
+from cnn_tuning.config.serving import ServingConfig
 
 # Sections that say what is recorded and told, not what is computed: a change in them reruns no training.
 AMBIENT = frozenset({"diagnosis", "tracking"})
@@ -553,23 +554,6 @@ class TrackingConfig:
     wait_s: Positive = 60.0
     system_metrics_every_s: Positive = 1.0
     price_per_hour: NonNegative = 0.0
-
-
-@dataclass(frozen=True)
-class ServingConfig:
-    """The HTTP front: address, limits (bytes, pixels, seconds) and answers' default length."""
-
-    __pydantic_config__ = _STRICT
-    name: str
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8080
-    workers: Count = 1
-    max_body_bytes: Count = 10_000_000
-    max_pixels: Count = 50_000_000
-    max_images: Count = 256
-    header_timeout_s: Positive = 10.0
-    body_timeout_s: Positive = 15.0
-    allowed_hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,11 @@ def client_of(source: SourceConfig) -> Any:
     unsigned = {"signature_version": UNSIGNED} if source.unsigned else {}
     retries = {"total_max_attempts": 2}
     settings = Config(
-        connect_timeout=CONNECT_S, read_timeout=READ_S, retries=retries, max_pool_connections=_THREADS, **unsigned
+        connect_timeout=CONNECT_S,
+        read_timeout=READ_S / 2,  # for each try
+        retries=retries,
+        max_pool_connections=_THREADS,
+        **unsigned,
     )
     return boto3.client("s3", region_name=source.region, config=settings)
 

@@ -19,7 +19,7 @@ from cnn_tuning.config import SourceConfig
 from cnn_tuning.data.digests import sha256_of
 
 CONNECT_S = 3.0
-READ_S = 20.0
+READ_S = 10.0  # a server that hangs is told within 15 s
 _BLOCK = 1 << 18
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -66,57 +67,86 @@ def predict_folder(
     return summary
 
 
-def _write(predictor: Predictor, pictures: Source, table: Any, top_k: int, batch_size: int) -> Summary:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+def header(top_k: int) -> list[str]:
+    """Return the names of the table's columns."""
     further = [f"{name}_{rank}" for rank in range(2, top_k + 1) for name in ("label", "probability")]
-    table.writerow(["path", "label", "index", "probability", *further, "error"])
-    columns = (
-        TextColumn("predict"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
+    return ["path", "label", "index", "probability", *further, "error"]
+
+
+def _write(predictor: Predictor, pictures: Source, table: Any, top_k: int, batch_size: int) -> Summary:
+    table.writerow(header(top_k))
     predicted = unreadable = 0
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("predict", total=pictures.count(), note="")
-        for paths, prepared in _batches(predictor, pictures, batch_size):
-            good = [image for image in prepared if isinstance(image, np.ndarray)]
-            answers = iter(predictor.choose(predictor.probabilities(np.stack(good)), top_k) if good else ())
-            for path, image in zip(paths, prepared, strict=True):
-                failed = isinstance(image, str)
-                table.writerow(
-                    [
-                        path,
-                        *([""] * (3 + len(further)) if failed else _cells(next(answers))),
-                        image if failed else "",
-                    ]
-                )
-            predicted, unreadable = predicted + len(good), unreadable + len(prepared) - len(good)
-            progress.update(task, advance=len(paths), note=f"{unreadable} unreadable" if unreadable else "")
+    with progress(pictures.count()) as advance:
+        for answers in answered(predictor, pictures, pictures.paths(), top_k, batch_size):
+            table.writerows(answers.rows)
+            predicted += len(answers.rows) - len(answers.failed)
+            unreadable += len(answers.failed)
+            advance(len(answers.rows), f"{unreadable} unreadable" if unreadable else "")
     if not predicted and not unreadable:
         raise UserError(f"{pictures.name}: holds no files to predict on")
     return Summary(predicted, unreadable)
 
 
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[int, str], None]]:
+    """Show a bar with the time that is left; yield what moves it: by a number of pictures, with a note."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    note = TextColumn("{task.fields[note]}")
+    columns = (TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("predict", total=total, note="")
+
+        def advance(count: int, note: str) -> None:
+            bar.update(task, advance=count, note=note)
+
+        yield advance
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Rows of the table for one batch, and what failed of it: path → reason."""
+
+    rows: list[list[Any]]
+    failed: dict[str, BadImage]
+
+
+def answered(
+    predictor: Predictor, pictures: Source, paths: Iterable[str], top_k: int, batch_size: int
+) -> Iterator[Answers]:
+    """Yield the answers to `paths` batch by batch, a row for each."""
+    blanks = [""] * (len(header(top_k)) - 2)
+    for group, prepared in _batches(predictor, pictures, paths, batch_size):
+        good = [image for image in prepared if isinstance(image, np.ndarray)]
+        answers = iter(predictor.choose(predictor.probabilities(np.stack(good)), top_k) if good else ())
+        rows: list[list[Any]] = []
+        failed: dict[str, BadImage] = {}
+        for path, image in zip(group, prepared, strict=True):
+            if isinstance(image, BadImage):
+                failed[path] = image
+                rows.append([path, *blanks, " ".join(str(image).split())])
+            else:
+                rows.append([path, *_cells(next(answers)), ""])
+        yield Answers(rows, failed)
+
+
 def _batches(
-    predictor: Predictor, pictures: Source, size: int
-) -> Iterator[tuple[list[str], list[np.ndarray | str]]]:
+    predictor: Predictor, pictures: Source, paths: Iterable[str], size: int
+) -> Iterator[tuple[list[str], list[np.ndarray | BadImage]]]:
     """Yield paths with their inputs (or the reason there is none), the next batch already being read."""
 
-    def prepared(path: str) -> np.ndarray | str:
+    def prepared(path: str) -> np.ndarray | BadImage:
         try:
             return predictor.prepare(pictures.read(path))
         except BadImage as error:
-            return " ".join(str(error).split())
+            return error
 
-    paths = iter(pictures.paths())
+    remaining = iter(paths)
     with ThreadPoolExecutor(pictures.threads) as pool:
-        waiting: tuple[list[str], list[Future[np.ndarray | str]]] | None = None
+        waiting: tuple[list[str], list[Future[np.ndarray | BadImage]]] | None = None
         try:
-            while group := list(islice(paths, size)):
+            while group := list(islice(remaining, size)):
                 following = group, [pool.submit(prepared, path) for path in group]
                 if waiting:
                     yield waiting[0], [future.result() for future in waiting[1]]

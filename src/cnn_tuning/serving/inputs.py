@@ -17,6 +17,8 @@ import numpy as np
 from cnn_tuning.errors import UserError
 
 COLUMN = "image"
+# Environment variables with limits of a request, for where MLflow's own server is what others reach.
+IMAGES_LIMIT, PIXELS_LIMIT = LIMITS = ("CNN_TUNING_MAX_IMAGES", "CNN_TUNING_MAX_PIXELS")
 WANTED = "send base64 of a PNG or JPEG, or rows of pixels (height × width, or height × width × 3; 0-255)"
 
 

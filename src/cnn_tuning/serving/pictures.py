@@ -7,10 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from cnn_tuning.cloud.aws import code_of
 from cnn_tuning.data.images import BadImage
 from cnn_tuning.errors import UserError
+from cnn_tuning.serving.asking import asking
 
 MAX_FILE_BYTES = 500_000_000
+# What S3 says about one object and not about all: gone since the listing, closed to this reader, archived.
+OF_ONE = {"NoSuchKey", "404", "AccessDenied", "403", "InvalidObjectState", "InternalError", "500"}
+
+
+class Unread(BadImage):
+    """What was not had, for a reason that may pass: nothing is known about the picture."""
 
 
 class Source(Protocol):
@@ -77,51 +85,70 @@ class Bucket:
     threads = 16  # reading from S3 is mostly waiting
 
     def __init__(self, uri: str) -> None:
-        import boto3
-        from botocore.config import Config
-
-        # Not urlsplit: `#` and `?` are letters of a key like any others.
-        self.bucket, _, self.prefix = uri.removeprefix("s3://").partition("/")
         self.name = uri
-        if not self.bucket:
-            raise UserError(f"{uri}: no bucket; give s3://bucket/prefix")
-        settings = Config(
-            connect_timeout=5,
-            read_timeout=30,
-            retries={"total_max_attempts": 3},
-            max_pool_connections=self.threads,
-        )
-        self.client = boto3.client("s3", config=settings)
-        next(self.paths(), None)  # refused, missing and unreachable buckets speak up before any work
+        self.bucket, self.prefix = split_uri(uri)
+        self.client = s3_client(uri, self.threads)
+        next(self.entries(), None)  # refused, missing and unreachable buckets speak up before any work
+
+    def entries(self) -> Iterator[tuple[str, str]]:
+        """Yield s3:// names with what tells their content (ETag), in the order of S3's listing.
+
+        Empty "folder" objects are left out.
+        """
+        for key, version in listed(self.client, self.name, self.bucket, self.prefix):
+            if not key.endswith("/") and not key.rpartition("/")[2].startswith("."):
+                yield f"s3://{self.bucket}/{key}", version
 
     def paths(self) -> Iterator[str]:
-        """Yield s3:// names in the order of S3's listing; empty "folder" objects are left out."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        try:
-            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix)
-            for page in pages:
-                for entry in page.get("Contents", ()):
-                    if not entry["Key"].endswith("/") and not entry["Key"].rpartition("/")[2].startswith("."):
-                        yield f"s3://{self.bucket}/{entry['Key']}"
-        except (BotoCoreError, ClientError) as error:
-            raise UserError(f"{self.name}: cannot be listed: {_reason(error)}") from None
+        """Yield the names alone."""
+        return (path for path, _ in self.entries())
 
     def count(self) -> int:
         """List once without keeping the names: a request per thousand."""
         return sum(1 for _ in self.paths())
 
     def read(self, path: str) -> bytes:
-        """Return an object's bytes."""
-        from botocore.exceptions import BotoCoreError, ClientError
+        """Return an object's bytes; what concerns all objects (credentials, network) is a `UserError`."""
+        from botocore.exceptions import ClientError, IncompleteReadError
 
         key = path.removeprefix(f"s3://{self.bucket}/")
-        try:
-            answer = self.client.get_object(Bucket=self.bucket, Key=key)
-            _check_bytes(answer["ContentLength"])
-            return answer["Body"].read()
-        except (BotoCoreError, ClientError, OSError) as error:
-            raise BadImage(f"cannot be read: {_reason(error)}") from None
+        with asking(self.name):
+            try:
+                answer = self.client.get_object(Bucket=self.bucket, Key=key)
+                _check_bytes(answer["ContentLength"])
+                return answer["Body"].read()
+            except (ClientError, IncompleteReadError, OSError) as error:
+                if isinstance(error, ClientError) and code_of(error) not in OF_ONE:
+                    raise
+                raise Unread(f"cannot be read: {_reason(error)}") from None
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Return bucket and prefix of s3://bucket/prefix."""
+    # Not urlsplit: `#` and `?` are letters of a key like any others.
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise UserError(f"{uri}: no bucket; give s3://bucket/prefix")
+    return bucket, prefix
+
+
+def s3_client(uri: str, connections: int) -> Any:
+    """Return a client that gives up within two minutes."""
+    import boto3
+    from botocore.config import Config
+
+    settings = Config(
+        connect_timeout=5, read_timeout=30, retries={"total_max_attempts": 3}, max_pool_connections=connections
+    )
+    with asking(uri):
+        return boto3.Session().client("s3", config=settings)
+
+
+def listed(client: Any, uri: str, bucket: str, prefix: str) -> Iterator[tuple[str, str]]:
+    """Yield keys and ETags below a prefix; raises `UserError` where they cannot be listed."""
+    with asking(uri):
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            yield from ((entry["Key"], entry["ETag"]) for entry in page.get("Contents", ()))
 
 
 def _check_bytes(size: int) -> None:

@@ -13,6 +13,7 @@ import socket
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,8 +39,15 @@ class Served:
     version: str
 
 
-def serve(model: str, config: ServingConfig, uri: str | None = None) -> None:
+def serve(
+    model: str,
+    config: ServingConfig,
+    uri: str | None = None,
+    beside: Callable[[Served, ServingConfig], None] | None = None,
+) -> None:
     """Answer HTTP until SIGTERM or Ctrl-C; requests under way are finished first. `model`, `uri`: see `find`.
+
+    `beside` is called in a thread of its own with what is served and where, when it is about to answer.
 
     Raises:
         UserError: there is no such model, or the address is taken.
@@ -56,6 +64,8 @@ def serve(model: str, config: ServingConfig, uri: str | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Forking a process that has threads (mlflow starts some) may lock up: workers start afresh.
     multiprocessing.set_start_method("spawn", force=True)
+    if beside is not None:
+        threading.Thread(target=beside, args=(served, config), daemon=True).start()
     Granian(
         "cnn_tuning.serving.server",
         address=config.host,
@@ -111,32 +121,57 @@ def _inside(folder: Path, name: str, version: str) -> Served:
 
 
 def _registered(model: str, uri: str) -> Served:
+    named = registered(model, uri)
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    copy = tempfile.mkdtemp(prefix="cnn-tuning-")
+    atexit.register(shutil.rmtree, copy, ignore_errors=True)
+    try:
+        downloaded = mlflow.artifacts.download_artifacts(named.uri, dst_path=copy, tracking_uri=uri)
+    except (MlflowException, OSError) as error:
+        raise _refused(model, uri, error) from None
+    return _inside(Path(downloaded), named.name, named.version or "unregistered")
+
+
+@dataclass(frozen=True)
+class Named:
+    """A model in a store. `uri` names this version whatever its alias does later; `version` may be empty."""
+
+    name: str
+    version: str
+    uri: str
+
+
+def registered(model: str, uri: str) -> Named:
+    """Return which model `model` stands for now in the store at `uri`.
+
+    Raises:
+        UserError: the store does not answer, or has no such model.
+    """
     path = sqlite_path(uri)
     problem = "no such file" if path and not path.exists() else problem_of(uri)
     if problem:
         hint = "run `make repro` first, or set MLFLOW_TRACKING_URI"
         raise UserError(f"{model}: tracking store {redact(uri)} cannot be used ({problem}): {hint}")
     client = open_store(uri)
-    import mlflow
     from mlflow.exceptions import MlflowException
 
-    copy = tempfile.mkdtemp(prefix="cnn-tuning-")
-    atexit.register(shutil.rmtree, copy, ignore_errors=True)
-    name, version = model.rpartition("/")[2], "unregistered"
+    if not model.startswith("models:/"):
+        return Named(model.rpartition("/")[2], "", model)
+    name, at, alias = model.removeprefix("models:/").partition("@")
+    name, _, version = name.partition("/")
     try:
-        if model.startswith("models:/"):
-            name, at, alias = model.removeprefix("models:/").partition("@")
-            name, _, version = name.partition("/")
-            # The version is settled first: an alias may move between two questions.
-            version = str(client.get_model_version_by_alias(name, alias).version) if at else version
-            model_at = f"models:/{name}/{version}" if version else model
-        else:
-            model_at = model
-        downloaded = mlflow.artifacts.download_artifacts(model_at, dst_path=copy, tracking_uri=uri)
+        # The version is settled first: an alias may move between two questions.
+        version = str(client.get_model_version_by_alias(name, alias).version) if at else version
     except (MlflowException, OSError) as error:
-        reason = redact((str(error) or type(error).__name__).splitlines()[0])
-        raise UserError(f"{model}: {reason} (tracking store {redact(uri)})") from None
-    return _inside(Path(downloaded), name, version or "unregistered")
+        raise _refused(model, uri, error) from None
+    return Named(name, version, f"models:/{name}/{version}" if version else model)
+
+
+def _refused(model: str, uri: str, error: Exception) -> UserError:
+    reason = redact((str(error) or type(error).__name__).splitlines()[0])
+    return UserError(f"{model}: {reason} (tracking store {redact(uri)})")
 
 
 def _bindable(config: ServingConfig) -> ServingConfig:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cnn_tuning.config import (
     CONF,
     PARAMS,
+    HostConfig,
     RegistryConfig,
     ServingConfig,
     TrackingConfig,
@@ -21,6 +23,8 @@ from cnn_tuning.config import (
 from cnn_tuning.config.check import Section
 from cnn_tuning.config.values import read_overrides
 from cnn_tuning.errors import UserError
+
+Needed = TypeVar("Needed", bound="Local | Registered")
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,44 @@ class Registered:
     registry: RegistryConfig
 
 
+@dataclass(frozen=True)
+class Deployed(Registered):
+    """For a model in the registry that goes to AWS."""
+
+    host: HostConfig
+
+
+def champion(serving: ServingConfig, registry: RegistryConfig) -> str:
+    """Return the URI of the model that answers unless another one is named."""
+    return f"models:/{serving.model or registry.model}@{serving.alias or registry.alias}"
+
+
+def settings_for(kind: type[Needed], target: str, overrides: Sequence[str] = ()) -> Needed:
+    """Return the sections for a target: the option `serving` chosen, if it is made for it, else that named so.
+
+    Without a project there are no options: the defaults serve for any target.
+
+    Raises:
+        UserError: as `settings`, and where the overrides choose an option that is made for another target.
+    """
+    chosen = settings(kind, overrides)
+    if chosen.serving.target == target or not _in_project():
+        return chosen
+    if chosen.serving.target == "local":
+        chosen = settings(kind, [f"serving={target}", *overrides])
+    if chosen.serving.target != target:
+        name, made_for = chosen.serving.name, chosen.serving.target
+        raise UserError(f"serving={name} is made for {made_for}: leave it out, or take serving={target}")
+    return chosen
+
+
 def settings(kind: type[Section], overrides: Sequence[str] = ()) -> Section:
     """Return the sections that `kind` declares; without a project, `Local` gets the defaults.
 
     Raises:
         UserError: names every mistake in these sections and in the overrides; no project where one is needed.
     """
-    if (CONF / "config.yaml").is_file() and PARAMS.is_file():
+    if _in_project():
         return compose_sections(kind, overrides)
     if kind is not Local:
         remedy = "run this in the project's top folder, or give --model FOLDER"
@@ -54,3 +89,7 @@ def settings(kind: type[Section], overrides: Sequence[str] = ()) -> Section:
     for _, tree in read_overrides(overrides):
         changes |= flatten(tree)
     return patch(kind(**{"serving": ServingConfig(name="default")}), changes, "override")
+
+
+def _in_project() -> bool:
+    return (CONF / "config.yaml").is_file() and PARAMS.is_file()
