@@ -67,6 +67,14 @@ def paired_accuracy_difference(right_a: NDArray[Any], right_b: NDArray[Any], con
     return Estimate(value, float(low), float(high))
 
 
+def share_interval(hits: int, count: int, confidence: float) -> Estimate:
+    """Return a share with its score interval (E. B. Wilson, 1927)."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(hits, count).proportion_ci(confidence, method="wilson")
+    return Estimate(hits / count, float(interval.low), float(interval.high))
+
+
 def has_spread(values: Sequence[float]) -> bool:
     """Return whether there are several values, not all the same up to rounding: a t interval needs that."""
     return len(values) > 1 and float(np.ptp(values)) > _ROUNDING
@@ -82,6 +90,25 @@ def mean_interval(values: Sequence[float], confidence: float) -> Estimate | None
     value, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
     low, high = _t_interval(confidence, len(values) - 1)
     return Estimate(value, value + low * error, value + high * error)
+
+
+def ratio_interval(above: Sequence[float], below: Sequence[float], confidence: float) -> Estimate | None:
+    """Return mean(above) / mean(below) of pairs with its interval; None where the interval has no two ends.
+
+    Source: E. C. Fieller, Journal of the Royal Statistical Society B 16 (1954) 175-185. It has two ends only if
+    the mean of `below` is told apart from zero at this confidence.
+    """
+    a, b = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
+    if not has_spread(below):
+        return None
+    x, y, squared = float(a.mean()), float(b.mean()), _t_interval(confidence, len(b) - 1)[1] ** 2 / len(b)
+    (xx, xy), (_, yy) = np.cov(a, b) * squared
+    bottom = y**2 - yy
+    if bottom <= 0:
+        return None
+    middle = x * y - xy
+    reach = math.sqrt(max(0.0, middle**2 - bottom * (x**2 - xx)))
+    return Estimate(x / y, float((middle - reach) / bottom), float((middle + reach) / bottom))
 
 
 @cache

@@ -108,7 +108,7 @@ def test_what_was_spent_adds_up(tmp_path, recipe):
         ("refit of the best trial", "1", "50.0 s"),
         ("all", "9", "3 min 0 s"),
     ]
-    assert spent["rows"][-1][3] == "$0.1800"
+    assert spent["rows"][-1][3] == "$0.18"
     assert spent["profiles"] == [str(tmp_path / "training/profile.html")]
     alone = chapters.spent(Folders(*[tmp_path / "none"] * 5), TRAINING, 0.0)
     assert [row[0] for row in alone["rows"]] == ["training of the baseline"]

@@ -22,7 +22,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from cnn_tuning.statistics import Estimate, each_of, holm, mcnemar, mean_interval, mean_p, seeds_to_settle
+from cnn_tuning.statistics import (
+    Estimate,
+    each_of,
+    holm,
+    mcnemar,
+    mean_interval,
+    mean_p,
+    ratio_interval,
+    seeds_to_settle,
+)
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,24 @@ class Comparison:
     accuracy: Difference
     gap: Difference
     images: Images
+    usd: tuple[float, ...] = ()  # dollars that a training costs more, by seed
+
+    @property
+    def usd_more(self) -> Estimate | None:
+        """Return what a training costs more, with the t interval over seeds; None without a spread."""
+        return mean_interval(self.usd, self.accuracy.confidence)
+
+    @property
+    def usd_per_point(self) -> Estimate | None:
+        """Return the dollars that a training costs more for each point of accuracy that it gains.
+
+        Of an arm that loses accuracy: the dollars saved for each point lost. None where chance is not ruled out
+        for the gain: a ratio to what may be nothing has no bounds (Fieller).
+        """
+        if not self.accuracy.is_clear or not any(self.usd):
+            return None
+        points = [100 * gain for gain in self.accuracy.by_seed]
+        return ratio_interval(self.usd, points, self.accuracy.confidence)
 
 
 def by_arm(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -145,6 +172,7 @@ def compare(results: Sequence[Result], *, reference: str, pairs: bool, confidenc
             ),
             gap=_difference([arms[arm][s].gap - arms[base][s].gap for s in seeds], confidence, statements, 2.0),
             images=images[base, arm],
+            usd=tuple(arms[arm][s].usd - arms[base][s].usd for s in seeds),
         )
         for (base, arm), seeds in shared.items()
     ]

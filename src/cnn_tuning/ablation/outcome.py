@@ -13,13 +13,27 @@ from pathlib import Path
 
 from cnn_tuning.ablation.compare import Comparison, Result, by_arm, compare
 from cnn_tuning.ablation.pictures import draw
-from cnn_tuning.ablation.tables import Arm, arms_table, comparisons_table, summarise, write_tables
+from cnn_tuning.ablation.tables import (
+    Arm,
+    arms_table,
+    comparisons_table,
+    summarise,
+    usd_more,
+    usd_per_point,
+    write_tables,
+)
 from cnn_tuning.ablation.verdict import sentences
 from cnn_tuning.config import QuestionConfig
 from cnn_tuning.reports.ablation import Section
+from cnn_tuning.reports.scales import dollars
 
 __all__ = ["Outcome", "Result", "write_outcome"]
 
+PER_POINT = (
+    "$ per point: what a training costs more than the reference's, for each point of validation accuracy that it "
+    "gains, with Fieller's interval over seeds (each alone); none where chance is not ruled out for the gain. "
+    "Saved: of an arm that loses, what it saves for each point lost."
+)
 ARM_METRICS = ("val_accuracy", "val_accuracy_std", "gap", "gap_std", "seconds", "usd", "failed")
 
 
@@ -33,6 +47,7 @@ class Outcome:
     comparisons: tuple[Comparison, ...]
     verdicts: tuple[str, ...]
     page: Section
+    costs: tuple[str, ...] = ()
 
     def metrics(self) -> dict[str, float]:
         """Return what is known as `question/arm/figure`, in characters that MLflow takes."""
@@ -49,6 +64,10 @@ class Outcome:
                     found[f"{start}/{name}_difference_high"] = d.interval.high
             if c.seeds:
                 found[f"{start}/mcnemar_p"] = c.images.p
+            if c.usd_per_point:
+                found[f"{start}/usd_per_point"] = c.usd_per_point.value
+                found[f"{start}/usd_per_point_low"] = c.usd_per_point.low
+                found[f"{start}/usd_per_point_high"] = c.usd_per_point.high
         return {f"{self.name}/{name}": value for name, value in found.items() if math.isfinite(value)}
 
 
@@ -73,7 +92,10 @@ def write_outcome(
         note=_note(comparisons, confidence),
         pictures=draw(folder, question, results, arms, comparisons, confidence),
     )
-    return Outcome(name, reference, tuple(arms), tuple(comparisons), tuple(said.text for said in verdicts), page)
+    texts = tuple(said.text for said in verdicts)
+    return Outcome(
+        name, reference, tuple(arms), tuple(comparisons), texts, page, tuple(_costs(results, comparisons))
+    )
 
 
 def _note(comparisons: Sequence[Comparison], confidence: float) -> str:
@@ -82,10 +104,24 @@ def _note(comparisons: Sequence[Comparison], confidence: float) -> str:
     given = [d for c in comparisons for d in (c.accuracy, c.gap) if d.interval]
     if not given:
         return f"Without a spread over seeds there is no interval. {images}"
+    paid = any(any(c.usd) for c in comparisons)
     return (
         f"The {given[0].statements} intervals over seeds hold together with {100 * confidence:g} %, each alone "
-        f"with {100 * given[0].confidence:.4g} %. {images}"
+        f"with {100 * given[0].confidence:.4g} %. {images}{f' {PER_POINT}' if paid else ''}"
     )
+
+
+def _costs(results: Sequence[Result], comparisons: Sequence[Comparison]) -> list[str]:
+    """Return a line on what the trainings cost, and one on each gain or loss that is clear."""
+    spent = sum(r.usd for r in results)
+    if not spent:
+        return []
+    return [f"{len(results)} trainings cost ${dollars(spent)}"] + [
+        f"{c.arm} against {c.reference}: {usd_more(c)} $ a training, {usd_per_point(c)} "
+        f"$ {'for each point gained' if c.accuracy.value > 0 else 'saved for each point lost'}"
+        for c in comparisons
+        if c.usd_per_point
+    ]
 
 
 def _keys(labels: Sequence[str]) -> dict[str, str]:

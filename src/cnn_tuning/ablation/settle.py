@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from cnn_tuning.ablation.outcome import Result
@@ -30,6 +30,8 @@ def settle(
         Interrupted: a signal came; what was done is kept.
     """
     kept.mkdir(parents=True, exist_ok=True)
+    # Trainings side by side share what the machine costs.
+    tracking = replace(tracking, price_per_hour=tracking.price_per_hour / workers)
     remaining = missing(jobs, data, kept)
     spec = {
         "jobs": [asdict(job) for job in jobs],

@@ -15,6 +15,8 @@ import numpy as np
 from cnn_tuning.ablation.compare import Comparison, Difference, Result
 from cnn_tuning.ablation.verdict import p_text, points
 from cnn_tuning.reports.ablation import Cell, Table
+from cnn_tuning.reports.scales import dollars
+from cnn_tuning.statistics import Estimate
 
 NOTHING = "–"
 
@@ -34,6 +36,7 @@ class Arm:
     val_loss: float
     seconds: float
     usd: float
+    usd_std: float
     epochs: float
     updates: float
     findings: str = ""  # the rules that fired, each with the number of its trainings
@@ -44,7 +47,7 @@ def summarise(arm: str, results: Sequence[Result]) -> Arm:
     done = [r for r in results if r.right is not None]
     values = {f.name: [getattr(r, f.name, math.nan) for r in done] for f in fields(Arm)[3:-1]}
     figures = {name: float(np.mean(own)) if done else math.nan for name, own in values.items()}
-    for name in ("val_accuracy", "gap"):
+    for name in ("val_accuracy", "gap", "usd"):
         figures[f"{name}_std"] = float(np.std(values[name], ddof=1)) if len(done) > 1 else math.nan
     counts = Counter(rule for result in results for rule in result.findings)
     findings = ", ".join(f"{rule} {count}/{len(results)}" for rule, count in counts.most_common())
@@ -64,11 +67,12 @@ def write_tables(
     head = [
         f"{what}_{x}" for what in ("accuracy", "gap") for x in ("difference", "low", "high", "p", "settled_by")
     ]
+    costs = [f"{what}{end}" for what in ("usd_difference", "usd_per_point") for end in ("", "_low", "_high")]
     _write(
         folder / "comparisons.csv",
-        ["arm", "reference", "seeds", *head, "images_won", "images_lost", "mcnemar_p"],
+        ["arm", "reference", "seeds", *head, "images_won", "images_lost", "mcnemar_p", *costs],
         (
-            [c.arm, c.reference, len(c.seeds), *_numbers(c.accuracy), *_numbers(c.gap), *_images(c)]
+            [c.arm, c.reference, len(c.seeds), *_numbers(c.accuracy), *_numbers(c.gap), *_images(c), *_costs(c)]
             for c in comparisons
         ),
     )
@@ -78,6 +82,17 @@ def _numbers(d: Difference) -> list[float | int | None]:
     if d.interval is None:
         return [d.value, None, None, None, None]
     return [d.value, d.interval.low, d.interval.high, d.p, None if d.is_clear else d.seeds_to_settle]
+
+
+def _costs(c: Comparison) -> list[float | None]:
+    if not any(c.usd):
+        return [None] * 6
+    more, each = c.usd_more, c.usd_per_point
+    return [
+        float(np.mean(c.usd)),
+        *((more.low, more.high) if more else (None, None)),
+        *((each.value, each.low, each.high) if each else (None, None, None)),
+    ]
 
 
 def _images(c: Comparison) -> list[float | int | None]:
@@ -94,7 +109,7 @@ def _write(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> No
 def arms_table(arms: Sequence[Arm], reference: str) -> Table:
     """Return the table of arms that a page shows."""
     paid = any(arm.usd > 0 for arm in arms)
-    head = ["arm", "seeds", "val accuracy, %", "gap, points", "val loss", "time", *(["cost"] if paid else []),
+    head = ["arm", "seeds", "val accuracy, %", "gap, points", "val loss", "time", *(["cost, $"] if paid else []),
             "epochs", "updates", *(["findings"] if any(arm.findings for arm in arms) else [])]  # fmt: skip
     rows = []
     for a in arms:
@@ -104,7 +119,7 @@ def arms_table(arms: Sequence[Arm], reference: str) -> Table:
             spread(a.gap, a.gap_std),
             _known(a.val_loss, f"{a.val_loss:.4f}"),
             _known(a.seconds, f"{a.seconds:,.0f} s" if a.seconds >= 10 else f"{a.seconds:.1f} s"),
-            *([_known(a.usd, f"${a.usd:.3g}")] if paid else []),
+            *([_usd(a)] if paid else []),
             _known(a.epochs, f"{a.epochs:,.4g}"),
             _known(a.updates, f"{a.updates:,.0f}"),
             *([a.findings or NOTHING] if "findings" in head else []),
@@ -112,6 +127,12 @@ def arms_table(arms: Sequence[Arm], reference: str) -> Table:
         name = f"{a.arm} (reference)" if a.arm == reference else a.arm
         rows.append([Cell(name), *map(Cell, texts)])
     return Table(head, rows)
+
+
+def _usd(arm: Arm) -> str:
+    if math.isnan(arm.usd):
+        return NOTHING
+    return dollars(arm.usd) + ("" if math.isnan(arm.usd_std) else f" ± {dollars(arm.usd_std)}")
 
 
 def spread(mean: float, std: float) -> str:
@@ -126,17 +147,44 @@ def comparisons_table(comparisons: Sequence[Comparison]) -> Table | None:
     met = [c for c in comparisons if c.seeds]
     shared = shared_reference(comparisons)
     names = [f"arm against {shared}"] if shared else ["arm", "against"]
-    head = [*names, "seeds", "accuracy, points", "gap, points", "images won : lost", "McNemar p"]
+    paid = any(any(c.usd) for c in met)
+    head = [*names, "seeds", "accuracy, points", "gap, points", "images won : lost", "McNemar p",
+            *(["cost, $", "$ per point"] if paid else [])]  # fmt: skip
     rows = [
         [
             *map(Cell, [c.arm, str(len(c.seeds))] if shared else [c.arm, c.reference, str(len(c.seeds))]),
             *(Cell(signed(d), d.is_clear) for d in (c.accuracy, c.gap)),
             Cell(f"{c.images.won:,} : {c.images.lost:,}"),
             Cell(p_text(c.images.p, c.significance).removeprefix("= "), c.images.p < c.significance),
+            *(map(Cell, (usd_more(c), usd_per_point(c) + (", saved" if _saves(c) else ""))) if paid else ()),
         ]
         for c in met
     ]
     return Table(head, rows, names=len(names)) if met else None
+
+
+def usd_more(c: Comparison) -> str:
+    """Return what a training costs more, with its interval as far as there is one."""
+    return _interval(c.usd_more) if c.usd_more else dollars(float(np.mean(c.usd)), signed=True)
+
+
+def usd_per_point(c: Comparison) -> str:
+    """Return the dollars for each point of accuracy gained, or saved for each point lost, as far as is known."""
+    each = c.usd_per_point
+    if each is None:
+        return "no gain shown"
+    return _interval(each)
+
+
+def _saves(c: Comparison) -> bool:
+    return c.usd_per_point is not None and c.accuracy.value < 0
+
+
+def _interval(e: Estimate) -> str:
+    # Two digits of the width, which is how much is known, for all three.
+    digits = len(dollars(e.high - e.low).partition(".")[2])
+    value, low, high = (f"{x:+,.{digits}f}" for x in (e.value, e.low, e.high))
+    return f"{value} [{low}, {high}]"
 
 
 def shared_reference(comparisons: Sequence[Comparison]) -> str | None:

@@ -155,6 +155,9 @@ def _train(
             facts |= {**_facts(fitted), "run": tracked.key}
             right = right_answers(recording)
             tracked.log_metrics({"val/gap": facts["train_accuracy"] - right.mean()})
+            tracked.log_metrics({"best/val_accuracy": right.mean(), "val/images": len(right)})
+            tracked.log_metrics({"time/samples_per_second": fitted.samples_per_second})
+            tracked.set_tags({"device": fitted.device})
             outcome = f"val/accuracy {right.mean():.2%}, {fitted.seconds['fit']:.0f} s"
     except (Diverged, OutOfMemory) as error:
         # A finding about this arm, not the end of the ablation.

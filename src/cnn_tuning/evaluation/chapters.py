@@ -19,12 +19,13 @@ from cnn_tuning.diagnosis.findings import Finding, read_findings
 from cnn_tuning.reports.ablation import Cell, Table
 from cnn_tuning.reports.findings import value_text
 from cnn_tuning.reports.page import embedded
-from cnn_tuning.reports.scales import NAMES, show, show_parameter
+from cnn_tuning.reports.scales import NAMES, dollars, show, show_parameter
 from cnn_tuning.reports.search_plots import PICTURES
+from cnn_tuning.statistics import Estimate
 
 # What a reader needs first of a search; the other plots are folded away.
 FIRST_PLOTS = ("history", "pareto", "importance", "parallel")
-# Of a list in the evidence, so many values are shown.
+TUNING = ("search", "refit of the best trial")
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def ablation(folder: Path) -> list[dict[str, Any]] | None:
 
 
 def _differences(rows: Sequence[Mapping[str, str]]) -> Table:
+    paid = any(row.get("usd_difference") for row in rows)
     cells = [
         [
             Cell(row["arm"]),
@@ -63,11 +65,21 @@ def _differences(rows: Sequence[Mapping[str, str]]) -> Table:
             Cell(row["seeds"]),
             *(_difference(row, what) for what in ("accuracy", "gap")),
             Cell(f"{row['images_won']} : {row['images_lost']}" if row["mcnemar_p"] else "–"),
+            *([_per_point(row)] if paid else []),
         ]
         for row in rows
     ]
     head = ["arm", "against", "seeds", "accuracy, points", "train-val gap, points", "images won : lost"]
-    return Table(head, cells, names=2)
+    return Table([*head, *(["$ per point"] if paid else [])], cells, names=2)
+
+
+def _per_point(row: Mapping[str, str]) -> Cell:
+    """Return the dollars for each point gained, or saved for each point lost."""
+    texts = [row[f"usd_per_point{end}"] for end in ("", "_low", "_high")]
+    if not all(texts):
+        return Cell("no gain shown")
+    value, low, high = (dollars(float(text), signed=True) for text in texts)
+    return Cell(f"{value} [{low}, {high}]" + (" saved" if float(row["accuracy_difference"]) < 0 else ""))
 
 
 def _difference(row: Mapping[str, str], what: str) -> Cell:
@@ -200,24 +212,55 @@ def spent(folders: Folders, training: Mapping[str, Any], price_per_hour: float) 
 
     A training that was known from before counts with the time that it took then.
     """
-    rows = [("training of the baseline", 1, training["seconds"]["fit"])]
+    price = price_per_hour / 3600
+    first = float(training["seconds"]["fit"])
+    rows = [("training of the baseline", 1, first, first * price)]
     arms = [row for table in sorted(folders.ablation.glob("*/runs.csv")) for row in rows_of(table)]
     trials = rows_of(folders.search / "trials.csv") if (folders.search / "trials.csv").exists() else []
     refits = rows_of(folders.search / "refit.csv") if (folders.search / "refit.csv").exists() else []
-    for what, trainings in (("ablations", arms), ("search", trials), ("refit of the best trial", refits)):
+    for what, trainings in (("ablations", arms), (TUNING[0], trials), (TUNING[1], refits)):
         if trainings:
-            rows.append((what, len(trainings), sum(float(row["seconds"] or 0) for row in trainings)))
+            seconds = sum(float(row["seconds"] or 0) for row in trainings)
+            # Arms and trials side by side share the price, which their tables have seen to.
+            usd = sum(float(row.get("usd") or 0) for row in trainings) or seconds * price
+            rows.append((what, len(trainings), seconds, usd))
+    tuning = sum(usd for what, _, _, usd in rows if what in TUNING)
     if len(rows) > 1:
-        rows.append(("all", sum(count for _, count, _ in rows), sum(seconds for _, _, seconds in rows)))
+        rows.append(("all", sum(r[1] for r in rows), sum(r[2] for r in rows), sum(r[3] for r in rows)))
     profiles = (folders.training / "profile.html", folders.search / "refit/profile.html")
     return {
         "profiles": [path.as_posix() for path in profiles if path.exists()],
         "priced": price_per_hour > 0,
+        "tuning_usd": tuning,
         "price": f"${price_per_hour:g}",
         "rows": [
-            (what, f"{count:,}", duration(seconds), f"${seconds / 3600 * price_per_hour:.4f}")
-            for what, count, seconds in rows
+            (what, f"{count:,}", duration(seconds), f"${dollars(usd)}") for what, count, seconds, usd in rows
         ],
+    }
+
+
+def worth(usd: float, gain: Estimate) -> tuple[str, dict[str, float]]:
+    """Return what tuning cost for each point of test accuracy that it gained over the baseline, and its figures.
+
+    The bounds are those of the gain, over test images; with a gain that chance is not ruled out for, a point may
+    have cost any amount, and only the least one is known.
+    """
+    if usd <= 0:
+        return "", {}
+    points, low, high = (100 * x for x in (gain.value, gain.low, gain.high))
+    spent = f"The search and its refits cost ${dollars(usd)}"
+    figures = {"tuning_usd": usd}
+    if high <= 0:
+        return f"{spent} and gained no test accuracy.", figures
+    figures["usd_per_point_low"] = usd / high
+    if low <= 0:
+        least = f"at least ${dollars(usd / high)} for each point of test accuracy"
+        return f"{spent}: {least}, if it gained any, which chance is not ruled out for.", figures
+    bounds = f"[{dollars(usd / high)}, {dollars(usd / low)}]"
+    return f"{spent}: ${dollars(usd / points)} {bounds} for each point of test accuracy gained.", {
+        **figures,
+        "usd_per_point": usd / points,
+        "usd_per_point_high": usd / low,
     }
 
 

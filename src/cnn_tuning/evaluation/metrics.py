@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnn_tuning.config import EvaluationConfig
-from cnn_tuning.statistics import Estimate
+from cnn_tuning.statistics import Estimate, share_interval
 
 SMALLEST_PROBABILITY = 1e-12
 
@@ -85,7 +85,7 @@ def measure(
     return Metrics(
         count=len(labels),
         confidence=config.confidence,
-        accuracy=_share(int(right.sum()), len(labels), config.confidence),
+        accuracy=share_interval(int(right.sum()), len(labels), config.confidence),
         macro_f1=bootstrapped(f1_of),
         log_loss=bootstrapped(lambda rows: float(losses[rows].mean())),
         calibration_error=bootstrapped(calibration_of),
@@ -93,25 +93,18 @@ def measure(
         precision=_shares(classes, confusion.diagonal(), confusion.sum(0), config.confidence),
         confusion=confusion,
         calibration=[
-            (float(confident[bins == b].mean()), _share(int(hits), int(n), config.confidence), int(n))
+            (float(confident[bins == b].mean()), share_interval(int(hits), int(n), config.confidence), int(n))
             for b, (hits, n) in enumerate(zip(np.bincount(bins, right), np.bincount(bins), strict=True))
             if n
         ],
     )
 
 
-def _share(hits: int, count: int, confidence: float) -> Estimate:
-    from scipy.stats import binomtest
-
-    interval = binomtest(hits, count).proportion_ci(confidence, method="wilson")
-    return Estimate(hits / count, float(interval.low), float(interval.high))
-
-
 def _shares(
     classes: Sequence[str], hits: NDArray[Any], counts: NDArray[Any], confidence: float
 ) -> dict[str, Estimate | None]:
     return {
-        name: _share(int(h), int(n), confidence) if n else None
+        name: share_interval(int(h), int(n), confidence) if n else None
         for name, h, n in zip(classes, hits, counts, strict=True)
     }
 

@@ -86,6 +86,7 @@ def write_report(
         models=[_model(section, meta) for section in reversed(sections)],
         data=chapters.data_sheet(folders.data, origin.prepared, meta),
         spent=spent,
+        worth=chapters.worth(spent["tuning_usd"], comparison.gain)[0] if comparison else "",
         facts=_lineage(origin, sections),
     )
     path.write_text(text, encoding="utf-8")

@@ -96,6 +96,22 @@ def mistakes(pairs: Sequence[Sequence[NDArray[np.uint8]]], captions: Sequence[st
     save(figure, out)
 
 
+def answer(picture: NDArray[np.uint8], labels: Sequence[str], probabilities: Sequence[float], out: Path) -> None:
+    """Draw a picture (H×W or H×W×3) beside the most probable classes, the first one on top."""
+    figure, (left, right) = new_figure(6.5, 2.4, columns=2)
+    left.imshow(picture, cmap="gray", interpolation="nearest")
+    left.axis("off")
+    places = range(len(labels))
+    right.barh(places, [100 * p for p in probabilities], color=[ACCENT] + [PALE] * (len(labels) - 1), height=0.6)
+    for place, probability in zip(places, probabilities, strict=True):
+        right.text(100 * probability + 1, place, f"{probability:.1%}", va="center")
+    right.set_yticks(places, [short(label) for label in labels], parse_math=False, fontsize=11)
+    right.invert_yaxis()
+    right.set(title="The answer", xlabel="probability, %", xlim=(0, 118), xticks=range(0, 101, 25))
+    right.spines[["top", "right"]].set_visible(False)
+    save(figure, out)
+
+
 def as_colours(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return a picture C×H×W of one or three channels as H×W×3."""
     return np.ascontiguousarray(np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0))

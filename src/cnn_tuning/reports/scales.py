@@ -73,6 +73,13 @@ def show(metric: str, value: float) -> str:
     return f"{value:,.0f}" if metric == "model/parameters" else f"{value:.4f}"
 
 
+def dollars(usd: float, *, signed: bool = False) -> str:
+    """Return an amount without its sign of currency, with two digits that mean something."""
+    small = 1e-9 < abs(usd) < 1
+    digits = min(8, 1 - math.floor(math.log10(abs(usd)))) if small else 2
+    return f"{usd:{'+' if signed else ''},.{digits}f}"
+
+
 def show_gain(metric: str, gain: float) -> str:
     """Return a difference of two values without its sign."""
     return f"{100 * abs(gain):.2f} points" if metric == "val/accuracy" else show(metric, abs(gain))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cnn_tuning.config import SearchConfig, label_of
 from cnn_tuning.reports.page import embedded, render
-from cnn_tuning.reports.scales import NAMES, short_names, show, show_gain, show_parameter
+from cnn_tuning.reports.scales import NAMES, dollars, short_names, show, show_gain, show_parameter
 from cnn_tuning.reports.search_view import SearchView, Trial
 
 MOST_TRIALS = 200
@@ -26,6 +26,10 @@ PRUNERS = {
     "asha": "successive halving: of each rung of epochs the best 1/{f} go on",
     "wilcoxon": "a trial ends when its seeds are worse than the best trial's (Wilcoxon's signed-rank test)",
 }
+PER_POINT = (
+    "what a trial cost more than the trial of the experiment's own values, for each point of validation accuracy "
+    "above it; of one training each, so without an interval: it ranks trials, it proves no gain"
+)
 METHODS = {
     "ped_anova": "PED-ANOVA over complete trials: how far the best tenth (at least five) lie apart from the rest",
     "fanova": "fANOVA over complete trials: the share of the variance that a random forest gives each parameter",
@@ -109,7 +113,7 @@ def write_search_page(
         remarks=remarks,
         order="the best first" if len(view.directions) == 1 else "the Pareto front first",
         head=["trial", "state", *(NAMES[m] for m in view.directions), *short_names(view.space).values(),
-              "epochs", "seconds", "remark"],
+              "epochs", "seconds", *(["$", "$ per point"] if _paid(view) else []), "remark"],
         rows=[_row(view, trial) for trial in _ranked(view)[:MOST_TRIALS]],
         more=max(0, len(view.trials) - MOST_TRIALS),
         facts=_facts(view, search),
@@ -157,8 +161,24 @@ def _row(view: SearchView, trial: Trial) -> list[str]:
         *parameters,
         f"{trial.epochs:g}",
         f"{trial.seconds:.1f}",
+        *([dollars(trial.usd), _per_point(view, trial)] if _paid(view) else []),
         remark,
     ]
+
+
+def _paid(view: SearchView) -> bool:
+    return any(trial.usd for trial in view.trials)
+
+
+def _per_point(view: SearchView, trial: Trial) -> str:
+    """Return what a trial cost more than the one of the own values, for each point of accuracy that it gained."""
+    metric = "val/accuracy"
+    if view.own is None or trial is view.own or metric not in trial.values or metric not in view.own.values:
+        return "–"
+    gain = 100 * (trial.values[metric] - view.own.values[metric])
+    if gain <= 0:
+        return "no gain"
+    return dollars((trial.usd - view.own.usd) / gain) if trial.usd > view.own.usd else "cheaper"
 
 
 def _facts(view: SearchView, search: SearchConfig) -> Mapping[str, str]:
@@ -180,4 +200,5 @@ def _facts(view: SearchView, search: SearchConfig) -> Mapping[str, str]:
         "sampler": SAMPLERS[search.sampler.name].format(n=search.sampler.startup_trials) + mixed,
         "pruner": PRUNERS[search.pruner.name].format(f=search.pruner.reduction_factor),
         "importance": METHODS[search.importance],
+        **({"$ per point": PER_POINT} if _paid(view) else {}),
     }

@@ -157,7 +157,7 @@ class _Desk:
 
         return Run.start(
             # The search's own run has found the store; a server that is gone since then stops no trial.
-            replace(self.spec.tracking, on_unreachable="spool"),
+            replace(self.spec.tracking, on_unreachable="spool", price_per_hour=self._price()),
             name=f"trial {number}",
             kind="trial",
             params={},
@@ -167,9 +167,11 @@ class _Desk:
         )
 
     def _cost(self, seconds: float) -> dict[str, float]:
-        # Workers side by side share what the machine costs.
-        price = self.spec.tracking.price_per_hour / self.spec.search.workers
-        return {"seconds": round(seconds, 3), "usd": seconds / 3600 * price}
+        return {"seconds": round(seconds, 3), "usd": seconds / 3600 * self._price()}
+
+    def _price(self) -> float:
+        """Return the price per hour: workers side by side share what the machine costs."""
+        return self.spec.tracking.price_per_hour / self.spec.search.workers
 
     def _state(self, number: int) -> Path:
         return Path(self.spec.folder) / "trials" / self.spec.study / str(number)

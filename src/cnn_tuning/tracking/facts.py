@@ -14,6 +14,7 @@ from cnn_tuning.machine import usable_cores
 PACKAGES = ("cnn-tuning", "torch", "torchvision", "pytorch-lightning", "numpy", "mlflow", "timm", "dvc")
 # `dvc repro` rewrites it while the stages run: it says nothing about the code.
 NOT_CODE = (":(exclude)dvc.lock",)
+SNAPSHOT_MAKER = "cnn-tuning@localhost"  # commits the working tree that goes to a host
 
 
 def gather() -> dict[str, str]:
@@ -27,12 +28,14 @@ def _code() -> dict[str, str]:
     if not commit:
         return {**tags, "git.commit": "none"}
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", *NOT_CODE).splitlines()
+    maker, _, parent = _git("log", "-1", "--format=%ce %P").partition(" ")
     files = ", ".join(line.split(maxsplit=1)[1] for line in changed[:10])
     return {
         **tags,
         "mlflow.source.git.commit": commit,
         "git.commit": commit,
         "git.dirty": "true" if changed else "false",
+        **({"git.snapshot_of": parent} if maker == SNAPSHOT_MAKER and parent else {}),
         **({"git.dirty_files": files + (", …" if len(changed) > 10 else "")} if changed else {}),
     }
 
@@ -55,7 +58,18 @@ def _machine() -> dict[str, str]:
         "hardware.cores": str(usable_cores()),
         "hardware.memory_gb": f"{psutil.virtual_memory().total / 1e9:.0f}",
         "hardware.system": f"{platform.system()} {platform.machine()}",
+        **_instance(),
     }
+
+
+def _instance(firmware: Path = Path("/sys/devices/virtual/dmi/id")) -> dict[str, str]:
+    """Return the type of an EC2 host: Nitro's firmware tells it without a question to the metadata service."""
+    try:
+        if (firmware / "sys_vendor").read_text().strip() != "Amazon EC2":
+            return {}
+        return {"hardware.instance": (firmware / "product_name").read_text().strip()}
+    except OSError:
+        return {}
 
 
 def _gpus() -> dict[str, str]:

@@ -98,7 +98,7 @@ class Replay:
                 at, step = event["at"], event["step"]
                 batch.metrics += [Metric(k, v, at, step) for k, v in event["values"].items()]
             case "params":
-                batch.params += [Param(k, _param_text(v)) for k, v in event["values"].items()]
+                batch.params += [Param(k, param_text(v)) for k, v in event["values"].items()]
             case "tags":
                 batch.tags += [RunTag(k, str(v)) for k, v in event["values"].items()]
             case _:
@@ -221,6 +221,7 @@ def expenses(hours: float, price_per_hour: float) -> dict[str, float]:
     return {"time/seconds": hours * 3600, "cost/usd": hours * price_per_hour}
 
 
-def _param_text(value: Any) -> str:
+def param_text(value: Any) -> str:
+    """Return a parameter as the store keeps it."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= PARAM_LENGTH else text[: PARAM_LENGTH - 1] + "…"

@@ -72,10 +72,12 @@ class Run:
         tags: Mapping[str, str] | None = None,
         parent: str | None = None,
         waits: bool = True,
+        already_s: float = 0.0,
     ) -> Run:
         """Open a run; `params` are flat dotted values, `parent` is the key of the run that this one belongs to.
 
-        One that does not wait leaves its delivery to the background: its parent waits for all.
+        `already_s`: seconds of its work before, which count in its time and cost. One that does not wait leaves
+        its delivery to the background: its parent waits for all.
 
         Raises:
             UserError: the store does not answer and `config.on_unreachable` is `stop`; no spool can be written.
@@ -114,6 +116,7 @@ class Run:
         )
         _started.add(key)
         run = cls(config, uri, key, writer, waits)
+        run._began -= already_s
         run.log_params(params)
         _start_deliverer(folder, uri)
         return run
