@@ -10,7 +10,7 @@ import click
 from cnn_tuning.stages.command import run_command
 
 if TYPE_CHECKING:
-    from cnn_tuning.config import Config, RegistryConfig
+    from cnn_tuning.config import Config
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -112,40 +112,56 @@ def sync(spool: Path | None, uri: str | None) -> None:
 @click.option("--model", default=None, help="A registered model or a folder (default: the champion).")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
-    help="The CSV (default: predictions.csv; for one picture, the terminal).",
+    "--output",
+    "out",
+    help="The CSV (default: predictions.csv; for one picture, the terminal), or s3://bucket/prefix for parts.",
 )
 @click.option("--label", help="The true class of one picture (default: its folder's name, if it is a class).")
 @click.option("--top-k", default=1, show_default=True, help="How many classes to name for each picture.")
 @click.option("--batch-size", default=256, show_default=True)
+@click.option(
+    "--part-size", default=10_000, show_default=True, help="Pictures in a part below s3://bucket/prefix."
+)
 def predict(
-    source: str, model: str | None, out: Path | None, label: str | None, top_k: int, batch_size: int
+    source: str,
+    model: str | None,
+    out: str | None,
+    label: str | None,
+    top_k: int,
+    batch_size: int,
+    part_size: int,
 ) -> None:
     """Classify a picture, or a folder of them or those below an s3:// prefix into a CSV.
 
-    Of one picture all classes are printed with their probabilities, the most probable first.
+    Of one picture all classes are printed with their probabilities, the most probable first. From one s3://
+    prefix into another: parts, which a second run does not make again.
     """
     from cnn_tuning.serving.batch import predict_folder
     from cnn_tuning.serving.one import print_prediction
+    from cnn_tuning.serving.parts import identity, predict_prefix
     from cnn_tuning.serving.predictor import Predictor
     from cnn_tuning.serving.server import find, is_uri
-    from cnn_tuning.serving.settings import Registered, settings
+    from cnn_tuning.serving.settings import Registered, champion, settings
     from cnn_tuning.tracking.store import tracking_uri
 
     if model and not is_uri(model):
         served = find(model)
     else:
         own = settings(Registered)
-        served = find(model or _champion(own.registry), tracking_uri(own.tracking))
-    predictor = Predictor(served.bundle)
+        served = find(model or champion(own.serving, own.registry), tracking_uri(own.tracking))
+    predictor, by = Predictor(served.bundle), f"{served.name} version {served.version}"
     if out is None and Path(source).is_file():
-        print_prediction(predictor, Path(source), label, f"{served.name} version {served.version}")
+        print_prediction(predictor, Path(source), label, by)
         return
-    out = out or Path("predictions.csv")
-    done = predict_folder(predictor, source, out, top_k=top_k, batch_size=batch_size)
+    if out and out.startswith("s3://"):
+        told = predict_prefix(predictor, identity(served), source, out, top_k=top_k, batch_size=batch_size,
+                              part_size=part_size)  # fmt: skip
+        click.echo(f"{out}: {told.describe()} by {by}")
+        return
+    done = predict_folder(predictor, source, Path(out or "predictions.csv"), top_k=top_k, batch_size=batch_size)
     unread = f", {done.unreadable:,} unreadable (named there)" if done.unreadable else ""
     pictures = "1 picture" if done.predicted == 1 else f"{done.predicted:,} pictures"
-    click.echo(f"{out}: {pictures} classified by {served.name} version {served.version}{unread}")
+    click.echo(f"{out or 'predictions.csv'}: {pictures} classified by {by}{unread}")
 
 
 @cli.command()
@@ -153,16 +169,63 @@ def predict(
 @click.argument("overrides", nargs=-1)
 def serve(model: str | None, overrides: tuple[str, ...]) -> None:
     """Answer over HTTP. OVERRIDES change the section `serving`, such as serving.port=9000."""
-    from cnn_tuning.serving.server import is_uri
-    from cnn_tuning.serving.server import serve as answer
-    from cnn_tuning.serving.settings import Local, Registered, settings
-    from cnn_tuning.tracking.store import tracking_uri
+    from cnn_tuning.stages.serve import serve as answer
 
-    if model and not is_uri(model):
-        answer(model, settings(Local, overrides).serving)
-    else:
-        own = settings(Registered, overrides)
-        answer(model or _champion(own.registry), own.serving, tracking_uri(own.tracking))
+    answer(model, overrides)
+
+
+@cli.group()
+def deploy() -> None:
+    """Bring the champion to where it answers others: a SageMaker endpoint, or an image."""
+
+
+@deploy.command("sagemaker")
+@click.argument("overrides", nargs=-1)
+@click.option(
+    "--dry-run", is_flag=True, help="Check everything, show what would be made and its price, make nothing."
+)
+@click.option("--yes", is_flag=True, help="Ask nothing.")
+def deploy_sagemaker(overrides: tuple[str, ...], dry_run: bool, yes: bool) -> None:
+    """Make a SageMaker endpoint of the champion, or bring the champion to the one that is there.
+
+    OVERRIDES: of the sections `serving` and `host`, such as serving.endpoint.instances=2 host.region=eu-west-1.
+    """
+    from cnn_tuning.stages.deploy import sagemaker
+
+    sagemaker(overrides, dry_run=dry_run, yes=yes)
+
+
+@deploy.command("status")
+@click.argument("overrides", nargs=-1)
+@click.option("--json", "as_json", is_flag=True)
+def deploy_status(overrides: tuple[str, ...], as_json: bool) -> None:
+    """Show the endpoints of this project and what they cost."""
+    from cnn_tuning.stages.deploy import status
+
+    status(overrides, as_json=as_json)
+
+
+@deploy.command("down")
+@click.argument("overrides", nargs=-1)
+def deploy_down(overrides: tuple[str, ...]) -> None:
+    """Remove the endpoint and all that was made for it; may be repeated."""
+    from cnn_tuning.stages.deploy import down
+
+    down(overrides)
+
+
+@deploy.command("image")
+@click.argument("overrides", nargs=-1)
+@click.option("--model", help="A registered model or a saved one's folder (default: the champion).")
+@click.option("--context", type=click.Path(path_type=Path), help="Write Dockerfile and model here; build nothing.")
+def deploy_image(overrides: tuple[str, ...], model: str | None, context: Path | None) -> None:
+    """Build a Docker image that answers with the champion.
+
+    OVERRIDES: of the section `serving`, such as serving.container.image=mnist:3.
+    """
+    from cnn_tuning.stages.deploy import image
+
+    image(overrides, model, context)
 
 
 @cli.command()
@@ -209,9 +272,33 @@ def verify() -> None:
     compare()
 
 
+@cli.command()
+@click.argument("runs", nargs=-1, metavar="[RUN]...")
+@click.option("--commit", help="Of this commit (default: the present one).")
+@click.option("--all", "every", is_flag=True, help="Of all commits.")
+@click.option("--experiment", help="Of this experiment only, such as mnist.")
+@click.option("--csv", "to_csv", type=click.Path(path_type=Path, dir_okay=False), help="Write a CSV, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
+def compare(
+    runs: tuple[str, ...],
+    commit: str | None,
+    every: bool,
+    experiment: str | None,
+    to_csv: Path | None,
+    as_json: bool,
+) -> None:
+    """Show runs side by side: host, device, accuracy with its interval, time, samples/s, dollars.
+
+    RUN: an id, its first characters, or a name; without any, all runs of the present commit.
+    """
+    from cnn_tuning.stages.compare import compare as compare_runs
+
+    compare_runs(runs, commit=commit, every=every, experiment=experiment, to_csv=to_csv, as_json=as_json)
+
+
 @cli.group()
 def host() -> None:
-    """Rent EC2 hosts: what they would cost, which there are, and how to be rid of them."""
+    """Rent EC2 hosts: what they would cost, runs on them and their results, and how to be rid of them."""
 
 
 @host.command("plan")
@@ -229,16 +316,92 @@ def host_plan(overrides: tuple[str, ...], measured: tuple[str, ...], as_json: bo
 
 @host.command("run")
 @click.argument("overrides", nargs=-1)
-@click.option("--run", "name", help="Go on with a launch of this name that was interrupted.")
+@click.option("--budget", type=float, help="US dollars for all hosts of the run (host.budget).")
+@click.option("--max-hours", type=float, help="For all hosts of the run (host.max_hours).")
+@click.option("--on-demand", is_flag=True, help="No spot host (host.market=on-demand).")
+@click.option("--experiment", help="Send this one; params.yaml here, and what else it says, stays as it is.")
+@click.option("--run", "name", help="Go on with a run: follow, replace its host, or bring its results.")
+@click.option("--detach", is_flag=True, help="Start it and come back; --run follows it later.")
 @click.option("--yes", is_flag=True, help="Ask nothing.")
-def host_run(overrides: tuple[str, ...], name: str | None, yes: bool) -> None:
-    """Show the plan, ask, and start a host that runs the pipeline on the code as it stands.
+def host_run(
+    overrides: tuple[str, ...],
+    budget: float | None,
+    max_hours: float | None,
+    on_demand: bool,
+    experiment: str | None,
+    name: str | None,
+    detach: bool,
+    yes: bool,
+) -> None:
+    """Show the plan, ask, start a host that runs the pipeline on the code as it stands, and bring its results.
 
     OVERRIDES: of the section `host` only, such as host.budget=1; everything else is what params.yaml says.
+    Ctrl-C leaves the host at work.
     """
-    from cnn_tuning.stages.hosting import run
+    from cnn_tuning.stages.host_run import Wish, run
 
-    run(overrides, name, yes=yes)
+    given = (*overrides, *_options_of_host(budget, max_hours, on_demand))
+    run(Wish(given, experiment=experiment, name=name, yes=yes), detach=detach)
+
+
+@host.command("up")
+@click.argument("overrides", nargs=-1)
+@click.option("--budget", type=float, help="US dollars (host.budget).")
+@click.option("--max-hours", type=float, help="How long it may live (host.max_hours).")
+@click.option("--on-demand", is_flag=True, help="No spot host (host.market=on-demand).")
+@click.option("--run", "name", help="A name, or one that was started already.")
+@click.option("--yes", is_flag=True, help="Ask nothing.")
+def host_up(
+    overrides: tuple[str, ...],
+    budget: float | None,
+    max_hours: float | None,
+    on_demand: bool,
+    name: str | None,
+    yes: bool,
+) -> None:
+    """Start a host to work on by hand, with MLflow and Jupyter for `host tunnel`; it runs no pipeline.
+
+    It ends like any other: idle, at its time, at its budget, or by `host down`.
+    """
+    from cnn_tuning.stages.host_run import Wish, run
+
+    given = (*overrides, *_options_of_host(budget, max_hours, on_demand))
+    run(Wish(given, name=name, mode="interactive", yes=yes))
+
+
+@host.command("logs")
+@click.argument("run")
+@click.option("-f", "--follow", is_flag=True, help="Go on until its host has ended.")
+@click.option("--set", "overrides", multiple=True, help="An override, such as host.region=eu-west-1.")
+def host_logs(run: str, follow: bool, overrides: tuple[str, ...]) -> None:
+    """Print what a run's host has done, about a minute behind it."""
+    from cnn_tuning.stages.host_session import logs
+
+    logs(run, overrides, follow=follow)
+
+
+@host.command("pull")
+@click.argument("run")
+@click.option("--set", "overrides", multiple=True, help="An override, such as host.region=eu-west-1.")
+def host_pull(run: str, overrides: tuple[str, ...]) -> None:
+    """Bring here what a run has left: MLflow runs, dvc.lock, models and metrics; may be repeated."""
+    from cnn_tuning.stages.host_results import pull
+
+    pull(run, overrides)
+
+
+@host.command("tunnel")
+@click.argument("run")
+@click.option(
+    "--port", "ports", multiple=True, metavar="[HERE:]THERE", help="Default: 5000 (MLflow), 8888 (Jupyter)."
+)
+@click.option("--ssh", is_flag=True, help="Print the commands that do it by plain SSH instead.")
+@click.option("--set", "overrides", multiple=True, help="An override, such as host.region=eu-west-1.")
+def host_tunnel(run: str, ports: tuple[str, ...], ssh: bool, overrides: tuple[str, ...]) -> None:
+    """Open a host's MLflow and Jupyter here through Session Manager, until Ctrl-C; no key, no open port."""
+    from cnn_tuning.stages.host_session import tunnel
+
+    tunnel(run, overrides, ports, ssh=ssh)
 
 
 @host.command("status")
@@ -266,7 +429,7 @@ def host_down(run: str | None, every: bool, overrides: tuple[str, ...]) -> None:
 @click.argument("overrides", nargs=-1)
 @click.option("--json", "as_json", is_flag=True)
 def host_cost(overrides: tuple[str, ...], as_json: bool) -> None:
-    """Show what hosts have cost."""
+    """Show what hosts have cost, those that ended by themselves included."""
     from cnn_tuning.stages.host_list import cost
 
     cost(overrides, as_json=as_json)
@@ -304,8 +467,10 @@ def _composed(overrides: tuple[str, ...] = ()) -> Config:
     return compose(overrides)
 
 
-def _champion(registry: RegistryConfig) -> str:
-    return f"models:/{registry.model}@{registry.alias}"
+def _options_of_host(budget: float | None, max_hours: float | None, on_demand: bool) -> list[str]:
+    """Return the overrides that these options stand for."""
+    given = {"host.budget": budget, "host.max_hours": max_hours, "host.market": "on-demand" if on_demand else None}
+    return [f"{name}={value}" for name, value in given.items() if value is not None]
 
 
 def main() -> None:

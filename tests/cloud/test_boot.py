@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from renting import host_config, order
 
-from cnn_tuning.cloud.specification import boot_script
+from cnn_tuning.cloud.specification import LARGEST_USER_DATA, boot_script
 
-TOOLS = ("aws", "shutdown", "git", "make", "dvc", "apt-get", "snap", "unzip", "nvidia-smi", "python3")
+TOOLS = ("aws", "shutdown", "git", "make", "dvc", "apt-get", "snap", "unzip", "nvidia-smi", "python3", "python")
+# Of the agent's commands `run -- COMMAND` has to do something.
+AGENT = 'while [ $# -gt 0 ] && [ "$1" != -- ]; do shift; done; [ $# -eq 0 ] || { shift; exec "$@"; }'
 
 
 class Machine:
@@ -28,6 +30,8 @@ class Machine:
         for tool in TOOLS:
             self.stand_in(tool, "exit 0")
         self.stand_in("git", f'[ "$1" != init ] || mkdir -p {self.root}/project')
+        self.stand_in("python", AGENT)
+        self.stand_in("curl", "exit 7")  # nobody answers
         # What is uploaded is kept under its last name.
         self.stand_in("aws", f'case "$4" in {self.root}/*) cp "$4" {folder}/up-"$(basename "$5")";; esac')
 
@@ -39,7 +43,7 @@ class Machine:
 
     def script(self, **settings: str) -> str:
         """Return the boot script of a host whose things are all below this folder."""
-        text = boot_script(host_config(), order(), 60, root=str(self.root))
+        text = boot_script(host_config(), order(attempt=2), 60, root=str(self.root))
         for name, value in settings.items():
             line = next(line for line in text.splitlines() if line.startswith(f"{name}="))
             text = text.replace(line, f"{name}={value}", 1)
@@ -85,20 +89,83 @@ def test_a_host_that_is_done_has_pushed_reported_and_shuts_down(machine):
     assert machine.boot() == 0
     calls = machine.calls
     assert calls[0] == "shutdown -h +57"  # the lifetime is set before anything else can go wrong
-    order_of = [calls.index(call) for call in ("make setup", "dvc pull --allow-missing", "dvc repro", "dvc push")]
+    commands = ("make setup", "dvc --wait-for-lock repro", "dvc push")
+    order_of = [calls.index(call) for call in commands]
     assert order_of == sorted(order_of)
+    asked = [call for call in calls if call.startswith("python -m cnn_tuning.cloud.agent")]
+    place = "--at s3://a-bucket/cnn-tuning/runs/run-one --region us-east-1 --attempt 2"
+    assert all(place in call for call in asked)
+    restore, pull, run, results = (calls.index(call) for call in asked)
+    assert [calls[at].split()[-1] for at in (restore, pull, results)] == ["restore", "pull", "results"]
+    assert order_of[0] < restore < pull < run < order_of[1] < order_of[2] < results
     assert calls[-1] == "shutdown -h now"
     assert json.loads(machine.uploaded("state.json")) | {"at": ""} == {
-        "run": "run-one", "state": "finished", "exit": 0, "stage": "end", "at": "",
+        "run": "run-one", "attempt": 2, "state": "finished", "exit": 0, "stage": "end", "at": "", "instance": None,
+        "type": None,
     }  # fmt: skip
-    assert any(call.endswith("s3://a-bucket/cnn-tuning/runs/run-one/dvc.lock") for call in calls)
+
+
+def test_the_agent_knows_when_the_host_ends(machine):
+    before = time.time()
+    assert machine.boot() == 0
+    [run] = [call for call in machine.calls if " run --ends-at " in call]
+    ends, began = (int(run.split(option)[1].split()[0]) for option in ("--ends-at ", "--began "))
+    assert ends - began == 57 * 60
+    assert before - 1 <= began <= time.time()
+
+
+def test_what_the_agent_has_said_stays(machine):
+    said = r"{\"state\": \"interrupted\"}"
+    machine.stand_in("python", f'case "$*" in *" run "*) echo {said} >{machine.root}/told.json; exit 75;; esac')
+    assert machine.boot() == 75
+    assert machine.calls[-1] == "shutdown -h now"
+    assert json.loads(machine.uploaded("state.json")) == {"state": "interrupted"}  # not "failed"
+    assert "dvc push" not in machine.calls
+    assert "host of run run-one" in machine.uploaded("boot.log")
+
+
+def test_the_state_says_which_host_it_is(machine):
+    says = {"api/token": "secret-token", "instance-id": "i-1", "instance-type": "g5.xlarge"}
+    answers = " ".join(f'*/{path}) printf %s "{text}";;' for path, text in says.items())
+    machine.stand_in("curl", f'case "${{@: -1}}" in {answers} *) exit 22;; esac')
+    assert machine.boot() == 0
+    state = json.loads(machine.uploaded("state.json"))
+    assert (state["instance"], state["type"]) == ("i-1", "g5.xlarge")
+    asked = [call for call in machine.calls if call.startswith("curl")]
+    assert "-X PUT" in asked[0]
+    assert all("X-aws-ec2-metadata-token: secret-token" in call for call in asked if "meta-data" in call)
+    assert "secret-token" not in machine.uploaded("boot.log")
+
+
+def test_an_interactive_host_runs_no_pipeline_and_keeps_its_token_to_itself(machine):
+    machine.stand_in("python", f'case "$1 $2" in "-c import secrets"*) echo a-jupyter-token;; *) {AGENT};; esac')
+    machine.stand_in("mlflow", "exit 0")
+    machine.stand_in("jupyter", f'echo "$JUPYTER_TOKEN" >{machine.root}/used; cp {machine.root}/state.json '
+                     f'{machine.root}/then.json')  # fmt: skip
+    assert machine.boot(MODE="interactive") == 0
+    assert not [call for call in machine.calls if "repro" in call]
+    assert machine.uploaded("jupyter.token") == "a-jupyter-token\n"
+    assert (machine.root / "used").read_text() == "a-jupyter-token\n"
+    assert (machine.root / "jupyter.token").stat().st_mode & 0o077 == 0
+    then = json.loads((machine.root / "then.json").read_text())
+    assert (then["state"], then["stage"]) == ("started", "ready")
+    assert "a-jupyter-token" not in machine.uploaded("boot.log")
+    [jupyter] = [call for call in machine.calls if call.startswith("jupyter")]
+    assert "--ip 127.0.0.1 --port 8888" in jupyter
+    assert machine.calls[-1] == "shutdown -h now"
+
+
+def test_it_fits_into_user_data(machine):
+    assert len(machine.script().encode()) < 8 * 1024 < LARGEST_USER_DATA
 
 
 @pytest.mark.parametrize(
     ("tool", "does", "stage"),
     [
         ("make", "exit 2", "install"),
-        ("dvc", '[ "$1" != repro ]', "pipeline"),
+        ("dvc", '[ "$2" != repro ]', "pipeline"),
+        ("python", '[ "${*: -1}" != restore ]', "restore"),
+        ("python", '[ "${*: -1}" != pull ]', "data"),
         ("dvc", '[ "$1" != push ]', "results"),
         ("git", "exit 128", "code"),
     ],
@@ -144,6 +211,7 @@ def test_an_idle_host_shuts_down(machine):
     assert json.loads(machine.uploaded("state.json"))["state"] == "idle"
     os.killpg(booting.pid, signal.SIGTERM)
     booting.wait(timeout=60)
+    assert json.loads(machine.uploaded("state.json"))["state"] == "idle"  # a replacement would be idle too
 
 
 def test_a_busy_host_is_not_idle(machine):

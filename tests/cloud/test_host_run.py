@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from played_host import LOCK, ends_well
 from renting import ROOT
 
 from cnn_tuning.cloud import inventory
@@ -69,22 +70,10 @@ def test_without_a_commit_there_is_one_line(tmp_path):
         snapshot(tmp_path)
 
 
-@pytest.fixture
-def project(folder, images):
-    """A project with a commit, whose images are counted."""
-    lines = "experiment: mnist\ndata: {limit: 60000}\nsearch: none\nablation: none\n"
-    host = "host: {bucket: a-bucket, gpu_ami: /gpu, cpu_ami: /cpu, candidates: [g5.xlarge, p3.2xlarge]}\n"
-    (folder / "params.yaml").write_text(lines + host)
-    git(folder, "init", "-q")
-    git(folder, "add", "-A")
-    git(folder, *WHO, "commit", "-qm", "start")
-    return folder
-
-
 def test_a_run_starts_one_host_with_the_code_and_an_end_within_the_budget(aws, project, command):
     aws.client("s3").create_bucket(Bucket="a-bucket")
     (project / "more").write_text("x")
-    done = command("host", "run", "--yes", "--run", "run-one", "host.budget=0.51")
+    done = command("host", "run", "--yes", "--detach", "--run", "run-one", "--budget", "0.51")
     assert done.exit_code == 0, done.output
     assert "with uncommitted changes" in done.output
     assert "refused: p3.2xlarge" in done.output
@@ -95,8 +84,8 @@ def test_a_run_starts_one_host_with_the_code_and_an_end_within_the_budget(aws, p
     (project / "b").write_bytes(body)
     assert tags["commit"] in git(project, "bundle", "list-heads", "b")
     (project / "b").unlink()
-    again = command("host", "run", "--yes", "--run", "run-one")
-    assert "which ran already" in again.output
+    again = command("host", "run", "--detach", "--run", "run-one")
+    assert f"host {item['InstanceId']} runs" in again.output
     assert len(inventory.instances(aws, "cnn-tuning")) == 1
 
 
@@ -126,17 +115,23 @@ def test_what_is_missing_is_told_before_anything_starts(aws, project, command, o
     assert inventory.instances(aws, "cnn-tuning") == []
 
 
-def test_the_pages_commands_work_in_an_account(aws, project, command):
+def test_the_pages_commands_work_in_an_account(aws, project, command, played):
     page = (ROOT / "docs/hosts.md").read_text()
     lines = [line[2:] for line in page.splitlines() if line.startswith("$ ")]
-    assert len(lines) >= 5
-    subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], cwd=project, check=True)
+    assert len(lines) >= 9
+    (project / ".dvc/config").unlink()
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "-f"], cwd=project, check=True)
     for line in lines:
         program, *arguments = line.replace("my-bucket", "a-bucket").split()
-        if arguments[:2] == ["host", "run"]:  # moto would refuse to write: it knows no TLS
-            aws.client("s3").delete_bucket_policy(Bucket="a-bucket")
+        played.run = "my-run"
+        played.plays(*ends_well(played))
+        if arguments[:2] == ["host", "tunnel"] and arguments[-1] != "--ssh":
+            arguments.append("--ssh")  # the ports of the page may be in use here
         if program == "cnn-tuning":
             done = command(*arguments)
             assert done.exit_code == 0, f"{line}: {done.output}"
         else:
             subprocess.run([program, *arguments], cwd=project, check=True)
+        if arguments[:2] == ["remote", "init"]:  # moto would refuse to write: it knows no TLS
+            aws.client("s3").delete_bucket_policy(Bucket="a-bucket")
+    assert (project / "dvc.lock").read_text() == LOCK

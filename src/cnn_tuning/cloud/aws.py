@@ -27,6 +27,7 @@ REMEDIES = {
     "MaxSpotInstanceCountExceeded": f"the spot quota is reached: {_QUOTAS}",
     "VcpuLimitExceeded": f"the vCPU quota is reached: {_QUOTAS}",
     "InstanceLimitExceeded": f"the instance quota is reached: {_QUOTAS}",
+    "NoSuchBucket": "there is no such bucket: check host.bucket, or make it with `cnn-tuning remote init BUCKET`",
     "SpotMaxPriceTooLow": "the spot price is above host.max_price_per_hour: raise it, or name other types",
     "InvalidAMIID.NotFound": "the AMI is not in this region: check host.gpu_ami, host.cpu_ami and host.region",
     "InvalidAMIID.Malformed": "the AMI's SSM parameter holds no AMI: check host.gpu_ami and host.cpu_ami",
@@ -41,6 +42,13 @@ REMEDIES = {
 }
 
 
+_NO_CAPACITY = {"InsufficientInstanceCapacity", "UnfulfillableCapacity"}
+
+
+class NoCapacity(UserError):
+    """There is no host to be had now; there may be one in a minute."""
+
+
 @dataclass(frozen=True)
 class Aws:
     """One region of one account, with the credentials that were there when it was made."""
@@ -49,11 +57,11 @@ class Aws:
     _clients: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False, compare=False)
 
     def client(self, service: str, region: str | None = None) -> Any:
-        """Return a client that gives up within about two minutes."""
+        """Return a client that gives up within about two minutes, of S3 within 15 s."""
         key = (service, region or self.region)
         if key not in self._clients:
             with telling(service):
-                self._clients[key] = self._session().client(*key, config=_settings())
+                self._clients[key] = self._session().client(*key, config=_settings(service))
         return self._clients[key]
 
     def _session(self) -> Any:
@@ -74,9 +82,11 @@ class Aws:
             return str(self.client("sts").get_caller_identity()["Account"])
 
 
-def _settings() -> Any:
+def _settings(service: str) -> Any:
     from botocore.config import Config
 
+    if service == "s3":  # it answers at once or not at all: told within 15 s
+        return Config(connect_timeout=3, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 2})
     return Config(connect_timeout=5, read_timeout=30, retries={"mode": "standard", "total_max_attempts": 3})
 
 
@@ -103,7 +113,8 @@ def explain(code: str, message: str, doing: str) -> UserError:
         said = said.split("Encoded authorization")[0].strip()
         return UserError(f"{doing}: not allowed ({said}); `cnn-tuning remote policies` prints what is needed")
     remedy = REMEDIES.get(code)
-    return UserError(f"{doing}: {code}: {remedy}" if remedy else f"{doing}: {code}: {said}")
+    kind = NoCapacity if code in _NO_CAPACITY else UserError
+    return kind(f"{doing}: {code}: {remedy}" if remedy else f"{doing}: {code}: {said}")
 
 
 @contextmanager
@@ -121,7 +132,7 @@ def telling(doing: str) -> Iterator[None]:
         raise UserError(f"{doing}: the AWS credentials have expired: {LOGIN}") from None
     except e.NoRegionError:
         raise UserError(f"{doing}: no AWS region: set host.region") from None
-    except (e.HTTPClientError, e.InvalidRegionError) as error:  # also: no connection, timeouts
+    except (e.HTTPClientError, e.ConnectionError, e.InvalidRegionError) as error:  # also: no connection, timeouts
         reason = " ".join(str(error).split())
         raise UserError(
             f"{doing}: AWS cannot be reached ({hide_account(reason)}); check network and host.region"

@@ -5,16 +5,28 @@ umask 077
 export AWS_DEFAULT_REGION="$REGION" AWS_REGION="$REGION" DEBIAN_FRONTEND=noninteractive HOME="${HOME:-/root}"
 mkdir -p "$ROOT"
 LOG="$ROOT/boot.log"
+TOLD="$ROOT/told.json" # the last word, once it is said: nobody speaks after it
 HERE="s3://$BUCKET/$PREFIX/runs/$RUN"
+BEGAN=$(date +%s)
 exec >>"$LOG" 2>&1
 
 say() { echo "$(date -u +%Y-%m-%dT%H:%M:%SZ) $*"; }
 
+about() { # about PATH: what the instance metadata service (IMDSv2) says, as JSON
+  local service="${AWS_EC2_METADATA_SERVICE_ENDPOINT:-http://169.254.169.254}" token found
+  token=$(curl -sf -m 2 --noproxy '*' -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' "$service/latest/api/token") &&
+    found=$(curl -sf -m 2 --noproxy '*' -H "X-aws-ec2-metadata-token: $token" "$service/latest/meta-data/$1") &&
+    printf '"%s"' "$found" || printf null
+}
+
+upload() { timeout 60 aws s3 cp --only-show-errors "$1" "$HERE/$2"; }
+
 tell() { # tell STATE EXIT: what the laptop reads
-  printf '{"run": "%s", "state": "%s", "exit": %s, "stage": "%s", "at": "%s"}\n' \
-    "$RUN" "$1" "$2" "$STAGE" "$(date -u +%Y-%m-%dT%H:%M:%SZ)" >"$ROOT/state.json"
-  timeout 60 aws s3 cp --only-show-errors "$ROOT/state.json" "$HERE/state.json" || say "state not uploaded"
-  timeout 60 aws s3 cp --only-show-errors "$LOG" "$HERE/boot.log" || say "log not uploaded"
+  printf '{"run": "%s", "attempt": %s, "state": "%s", "exit": %s, "stage": "%s", "at": "%s", "instance": %s, "type": %s}\n' \
+    "$RUN" "$ATTEMPT" "$1" "$2" "$STAGE" "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "${INSTANCE:=$(about instance-id)}" \
+    "${TYPE:=$(about instance-type)}" >"$ROOT/state.json"
+  upload "$ROOT/state.json" state.json || say "state not uploaded"
+  upload "$LOG" boot.log || say "log not uploaded"
 }
 
 leave() {
@@ -22,7 +34,15 @@ leave() {
   trap - EXIT ERR
   set +e
   if [ -n "${WATCH:-}" ]; then kill "$WATCH" 2>/dev/null; fi
-  if [ "$code" -eq 0 ]; then tell finished 0; else say "failed in $STAGE with status $code"; tell failed "$code"; fi
+  if [ -e "$TOLD" ]; then
+    upload "$TOLD" state.json # idle; or interrupted, over-budget: as the agent has said
+    upload "$LOG" boot.log
+  elif [ "$code" -eq 0 ]; then
+    tell finished 0
+  else
+    say "failed in $STAGE with status $code"
+    tell failed "$code"
+  fi
   shutdown -h now
 }
 
@@ -48,16 +68,17 @@ busy() {
     if [ "$idle" -ge "$IDLE_LOOKS" ]; then
       say "idle: ending the host"
       STAGE=idle tell idle 1
+      cp "$ROOT/state.json" "$TOLD"
       shutdown -h now
       exit
     fi
-    timeout 60 aws s3 cp --only-show-errors "$LOG" "$HERE/boot.log" || true
+    upload "$LOG" boot.log || true
   done
 ) &
 WATCH=$!
 
 STAGE=system
-say "host of run $RUN"
+say "host of run $RUN, attempt $ATTEMPT"
 missing=""
 for tool in git make unzip; do command -v "$tool" >/dev/null || missing="$missing $tool"; done
 python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' || missing="$missing python3-venv"
@@ -77,15 +98,35 @@ STAGE=install
 make setup
 export PATH="$ROOT/project/.venv/bin:$PATH"
 
-STAGE=data
-dvc pull --allow-missing
+agent() { # agent COMMAND …: the host's side of the run, in Python from here on
+  python -m cnn_tuning.cloud.agent --at "$HERE" --region "$REGION" --attempt "$ATTEMPT" --told "$TOLD" \
+    --began "$BEGAN" ${PRICE_PER_HOUR:+--price "$PRICE_PER_HOUR"} "$@"
+}
 
+STAGE=restore
+agent restore
+
+STAGE=data
+agent pull
+
+ENDS=$((BEGAN + 60 * LIFETIME_MINUTES))
+if [ "$MODE" = interactive ]; then
+  STAGE=ready
+  python -c 'import secrets; print(secrets.token_urlsafe(32))' >"$ROOT/jupyter.token"
+  upload "$ROOT/jupyter.token" jupyter.token
+  tell started 0
+  # shellcheck disable=SC2016
+  agent run --ends-at "$ENDS" -- bash -c 'mlflow ui --host 127.0.0.1 --port 5000 &
+    JUPYTER_TOKEN=$(cat "$1") exec jupyter lab --no-browser --allow-root --ip 127.0.0.1 --port 8888' - "$ROOT/jupyter.token"
+  exit
+fi
+
+# Saves and ends with 75 on a spot notice, and before the lifetime is over.
 STAGE=pipeline
-dvc repro
+agent run --ends-at "$ENDS" -- dvc --wait-for-lock repro
 
 STAGE=results
 dvc push
-for kept in dvc.lock params.lock.yaml; do aws s3 cp --only-show-errors "$kept" "$HERE/$kept"; done
-if [ -d .state/spool ]; then aws s3 cp --only-show-errors --recursive .state/spool "$HERE/spool"; fi
+agent results
 STAGE=end
 say "done"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,20 @@ class Snapshot:
     changed: bool
 
 
-def snapshot(folder: Path) -> Snapshot:
-    """Return a commit of the working tree; branches, index and files of the repository stay as they are."""
+def snapshot(folder: Path, instead: Mapping[str, str] | None = None) -> Snapshot:
+    """Return a commit of the working tree; branches, index and files of the repository stay as they are.
+
+    `instead`: other texts that files of `folder` are to have in it.
+    """
     head = _git(folder, "rev-parse", "HEAD")
     with tempfile.TemporaryDirectory() as scratch:
         index = {"GIT_INDEX_FILE": f"{scratch}/index"}
         _git(folder, "read-tree", "HEAD", env=index)
         _git(folder, "add", "--all", ":/", env=index)
+        for name, text in (instead or {}).items():
+            made = _git(folder, "hash-object", "-w", "--stdin", text=text)
+            path = _git(folder, "rev-parse", "--show-prefix") + name
+            _git(folder, "update-index", "--add", "--cacheinfo", f"100644,{made},{path}", env=index)
         tree = _git(folder, "write-tree", env=index)
     if tree == _git(folder, "rev-parse", "HEAD^{tree}"):
         return Snapshot(head, changed=False)
@@ -55,9 +63,14 @@ def upload(s3: Any, folder: Path, commit: str, run: str, bucket: str, prefix: st
             s3.put_object(Bucket=bucket, Key=f"{prefix}/runs/{run}/code.bundle", Body=file.read_bytes())
 
 
-def _git(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> str:
+def _git(folder: Path, *arguments: str, env: dict[str, str] | None = None, text: str | None = None) -> str:
     done = subprocess.run(
-        ["git", *arguments], cwd=folder, env={**os.environ, **(env or {})}, capture_output=True, text=True
+        ["git", *arguments],
+        cwd=folder,
+        env={**os.environ, **(env or {})},
+        input=text,
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]

@@ -130,15 +130,15 @@ def has_guard(aws: Aws, project: str, run: str) -> bool:
 def costly(aws: Aws, host: HostConfig, now: datetime) -> tuple[list[Thing], list[str]]:
     """Return everything that costs money, and notes on what could not be asked."""
     hosts = instances(aws, host.project)
-    prices, notes = _prices(aws, hosts)
-    things = [_host(aws, host.project, item, prices.get(item["InstanceId"]), now) for item in hosts]
+    found, notes = prices(aws, hosts)
+    things = [_host(aws, host.project, item, found.get(item["InstanceId"]), now) for item in hosts]
     alive = {item["InstanceId"] for item in hosts}
     things += [_volume(host, item, alive) for item in volumes(aws, host.project)]
     things += [_address(item) for item in addresses(aws, host.project)]
     return things, notes
 
 
-def _prices(aws: Aws, hosts: Sequence[dict[str, Any]]) -> tuple[dict[str, float], list[str]]:
+def prices(aws: Aws, hosts: Sequence[dict[str, Any]]) -> tuple[dict[str, float], list[str]]:
     """Return each instance's present price per hour, as far as known."""
     found: dict[str, float] = {}
     notes: list[str] = []

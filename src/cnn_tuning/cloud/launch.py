@@ -16,7 +16,8 @@ from typing import Any
 from cnn_tuning.cloud import inventory, policies, specification
 from cnn_tuning.cloud.aws import Aws, code_of, explain, telling
 from cnn_tuning.cloud.names import GUARD, PATH, Order, as_list, as_mapping, name_of, parse_time, tags_of
-from cnn_tuning.cloud.plan import Option, unsuited
+from cnn_tuning.cloud.plan import Option, dearest_per_hour, unsuited
+from cnn_tuning.cloud.runs import Mode
 from cnn_tuning.cloud.teardown import remove
 from cnn_tuning.config import HostConfig
 from cnn_tuning.errors import UserError
@@ -38,20 +39,21 @@ class Started:
     found: bool = False
 
 
-def launch(aws: Aws, host: HostConfig, order: Order, options: Sequence[Option]) -> Started:
+def launch(
+    aws: Aws, host: HostConfig, order: Order, options: Sequence[Option], mode: Mode = "pipeline"
+) -> Started:
     """Start a host of one of the types of `options` (those not refused), guarded by a schedule.
 
     Raises:
         UserError: in one line why not, with the remedy; everything made so far has been removed.
     """
-    types = [option.type for option in options if not option.refused]
-    if not types:
+    if all(option.refused for option in options):
         raise UserError("no type can be taken: see `cnn-tuning host plan`")
     alive = [i for i in inventory.instances(aws, host.project, order.run) if i["State"]["Name"] != "shutting-down"]
     if alive:
         return _take_over(aws, host, order, alive)
     try:
-        return _launch(aws, host, order, types)
+        return _launch(aws, host, order, [option for option in options if not option.refused], mode)
     except BaseException as error:
         try:
             remove(aws, host.project, order.run)
@@ -60,7 +62,8 @@ def launch(aws: Aws, host: HostConfig, order: Order, options: Sequence[Option]) 
         raise
 
 
-def _launch(aws: Aws, host: HostConfig, order: Order, types: Sequence[str]) -> Started:
+def _launch(aws: Aws, host: HostConfig, order: Order, options: Sequence[Option], mode: Mode) -> Started:
+    types = [option.type for option in options]
     minutes = int((order.ends - inventory.utc_now()).total_seconds() // 60)
     if minutes < 1:
         raise UserError(f"run {order.run} would end before it starts: give it more hours or budget")
@@ -75,12 +78,19 @@ def _launch(aws: Aws, host: HostConfig, order: Order, types: Sequence[str]) -> S
         image=images[types[0]],
         root_device=_root_device(aws, images[types[0]]),
         group=_make_group(aws, host, order, vpc),
-        script=specification.boot_script(host, order, minutes),
+        script=specification.boot_script(host, order, minutes, mode=mode, price_per_hour=_dearest(host, options)),
     )
     made = _make_template(aws, template)
     started = _ask_fleet(aws, host, order, made, places, images)
     _guard(aws, host, order, [started.id])
     return started
+
+
+def _dearest(host: HostConfig, options: Sequence[Option]) -> float | None:
+    try:
+        return dearest_per_hour(host, options)
+    except UserError:
+        return None
 
 
 def resolve_image(aws: Aws, host: HostConfig, kind: str) -> str:

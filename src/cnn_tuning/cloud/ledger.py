@@ -1,4 +1,4 @@
-"""What hosts have cost: a line for each one that was ended from here, in a file beside the pipeline's state."""
+"""What hosts have cost: a line for each one whose end is known here, in a file beside the pipeline's state."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from cnn_tuning.cloud.inventory import Thing
+from cnn_tuning.cloud.runs import Record
 
 LEDGER = Path(".state/hosts.jsonl")
 
@@ -32,6 +33,15 @@ def bills(things: Iterable[Thing], now: datetime, *, ended: bool = False) -> lis
         Bill(thing.run, thing.id, thing.what, thing.hours(now) or 0.0, thing.usd(now), at)
         for thing in things
         if thing.kind == "host"
+    ]
+
+
+def bills_of(record: Record) -> list[Bill]:
+    """Return a bill for each host of a run that has ended."""
+    return [
+        Bill(record.run, host.id, f"{host.type} {host.market}", host.hours(now), host.usd(now), host.ended)
+        for host in record.hosts
+        if host.ended and (now := datetime.fromisoformat(host.ended))
     ]
 
 

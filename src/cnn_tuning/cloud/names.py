@@ -61,6 +61,7 @@ def tags_of(project: str, order: Order) -> dict[str, str]:
         "commit": order.commit,
         "expires-at": order.ends.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "budget": f"{order.budget:.2f}",
+        "attempt": str(order.attempt),
     }
 
 
@@ -83,8 +84,9 @@ def lifetime(max_hours: float, budget: float, price_per_hour: float) -> timedelt
 
 
 def parse_time(text: str | None) -> datetime | None:
-    """Return the time of an `expires-at` tag; None if it is not one."""
+    """Return a time that was written down, such as an `expires-at` tag; None if it is not one."""
     try:
-        return datetime.fromisoformat(text) if text else None
+        found = datetime.fromisoformat(text) if text else None
     except ValueError:
         return None
+    return found.replace(tzinfo=UTC) if found and found.tzinfo is None else found

@@ -99,6 +99,10 @@ def of_person(project: str, bucket: str, prefix: str) -> Policy:
               "iam:CreateServiceLinkedRole"),
         _allow("Guard", f"arn:aws:scheduler:*:*:schedule/default/{project}_*", "scheduler:CreateSchedule",
                "scheduler:DeleteSchedule", "scheduler:GetSchedule"),
+        _when("Tunnel", "arn:aws:ec2:*:*:instance/*", {"ssm:resourceTag/project": project}, "ssm:StartSession"),
+        _allow("TunnelHow", "arn:aws:ssm:*:*:document/AWS-StartPortForwardingSession", "ssm:StartSession"),
+        _allow("OwnTunnel", [f"arn:aws:ssm:*:*:session/${{aws:{who}}}-*" for who in ("userid", "username")],
+               "ssm:TerminateSession", "ssm:ResumeSession", "ssmmessages:OpenDataChannel"),
     )  # fmt: skip
 
 

@@ -20,12 +20,26 @@ LARGEST_USER_DATA = 16 * 1024
 MARGIN_MINUTES = 3
 
 
-def boot_script(host: HostConfig, order: Order, minutes: int, root: str = "/opt/cnn-tuning") -> str:
-    """Return the user data: the settings, safely quoted, and `boot.sh`."""
+def boot_script(
+    host: HostConfig,
+    order: Order,
+    minutes: int,
+    root: str = "/opt/cnn-tuning",
+    *,
+    mode: str = "pipeline",
+    price_per_hour: float | None = None,
+) -> str:
+    """Return the user data: the settings, safely quoted, and `boot.sh`.
+
+    `mode`: `pipeline`, or `interactive` for MLflow and JupyterLab until the host ends. `price_per_hour`: the
+    dearest that the host may turn out to be; what it cost is then told with its state.
+    """
     if not host.bucket:
         raise UserError("host.bucket is not set: make one with `cnn-tuning remote init BUCKET`")
     settings = {
         "RUN": order.run,
+        "ATTEMPT": str(order.attempt),
+        "MODE": mode,
         "COMMIT": order.commit,
         "REGION": host.region,
         "BUCKET": host.bucket,
@@ -34,6 +48,7 @@ def boot_script(host: HostConfig, order: Order, minutes: int, root: str = "/opt/
         "LIFETIME_MINUTES": str(max(1, minutes - MARGIN_MINUTES)),
         "IDLE_LOOKS": str(host.idle_minutes),
         "LOOK_EVERY_S": "60",
+        "PRICE_PER_HOUR": "" if price_per_hour is None else f"{price_per_hour:.4f}",
     }
     head = "".join(f"{name}={shlex.quote(value)}\n" for name, value in settings.items())
     script = f"#!/bin/bash\n{head}{BOOT.read_text()}"

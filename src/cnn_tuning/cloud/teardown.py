@@ -34,13 +34,15 @@ def all_runs(aws: Aws, project: str) -> list[str]:
     return sorted(tagged | {item.run for item in inventory.leftovers(aws, project)})
 
 
-def end_hosts(aws: Aws, project: str, run: str | None = None) -> list[str]:
+def end_hosts(aws: Aws, project: str, run: str | None = None, *, wait: bool = True) -> list[str]:
     """Terminate the hosts of a run, or of all runs, wait until they are gone, and return their ids."""
     ids = [item["InstanceId"] for item in inventory.instances(aws, project, run)]
     if ids:
         ec2 = aws.client("ec2")
         with telling("ending hosts"):
             ec2.terminate_instances(InstanceIds=ids)
+            if not wait:
+                return ids
             ec2.get_waiter("instance_terminated").wait(
                 InstanceIds=ids, WaiterConfig={"Delay": PAUSE_S, "MaxAttempts": 120}
             )
@@ -69,6 +71,15 @@ def remove(aws: Aws, project: str, run: str) -> list[str]:
         again = f"run {run}: not all could be removed, try `cnn-tuning host down {run}` again"
         raise UserError(f"{again}: {'; '.join(problems)}")
     return removed
+
+
+def renew(aws: Aws, project: str, run: str) -> None:
+    """End what still runs of a run and remove what is made anew for its next host: schedule and template."""
+    end_hosts(aws, project, run)
+    ec2 = aws.client("ec2")
+    _gone("schedule", aws.client("scheduler").delete_schedule, Name=name_of(project, run))
+    for id_ in _templates(ec2, project, run):
+        _gone("launch template", ec2.delete_launch_template, LaunchTemplateId=id_)
 
 
 def _steps(aws: Aws, project: str, run: str, problems: list[str]) -> Iterator[tuple[str, Callable[[], bool]]]:

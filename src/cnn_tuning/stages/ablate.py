@@ -96,6 +96,8 @@ def _settle(config: AblateConfig, place: Place, name: str, question: QuestionCon
             tracked.log_artifact(file, "ablation")
     for sentence in (out / "verdicts.txt").read_text().splitlines():
         click.echo(f"{name}: {sentence}")
+    for sentence in outcome.costs:
+        click.echo(f"{name}: {sentence}")
     return outcome
 
 

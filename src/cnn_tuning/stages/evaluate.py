@@ -7,6 +7,7 @@ same images; each is registered as a version and put through the gate. By hand n
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import click
 from cnn_tuning.config import EvaluationConfig
 from cnn_tuning.data.packed import PackedData
 from cnn_tuning.errors import UserError
-from cnn_tuning.evaluation import outcome
+from cnn_tuning.evaluation import chapters, outcome
 from cnn_tuning.evaluation.chapters import Folders
 from cnn_tuning.evaluation.comparison import Comparison, compare
 from cnn_tuning.evaluation.leak import Leak, find_leak
@@ -58,28 +59,31 @@ def run(config: EvaluateConfig, place: Place) -> None:
         _section(out / s.name, s, measured[s.name], mistakes[s.name], registrations[s.name]) for s in subjects
     ]
     _write_report(out / "report.html", data, sections, comparison, leak, place, config)
-    _tell(out, measured, comparison, leak, deliveries, config)
+    worth = _worth(out, place, subjects[0], comparison, config)
+    _tell(out, measured, comparison, leak, deliveries, config, worth)
 
 
 def _answer(place: Place, data: PackedData, name: str, model: Path, facts: Path) -> Subject:
     from cnn_tuning.serving.predictor import Predictor
 
-    bundle = place.input(model)
+    bundle, began = place.input(model), time.monotonic()
     predictor = Predictor(bundle)
     if predictor.specification.data_name != data.meta.name:
         raise UserError(
             f"{bundle} was trained on {predictor.specification.data_name}, {data.path} is {data.meta.name}"
         )
+    probabilities = predictor.probabilities(data.split(SPLIT).images)
     return Subject(
         name=name,
         bundle=bundle,
-        probabilities=predictor.probabilities(data.split(SPLIT).images),
+        probabilities=probabilities,
         training=json.loads(place.input(facts / "training.json").read_text()),
         best={
             k: v
             for k, v in json.loads((bundle / "best.json").read_text()).items()
             if "/" in k or k in ("epoch", "step")
         },
+        seconds=time.monotonic() - began,
     )
 
 
@@ -152,15 +156,6 @@ def _write_report(
 ) -> None:
     from cnn_tuning.tracking.facts import gather
 
-    # Beside the model that is evaluated: by hand, the pipeline's results may be another experiment's.
-    top = place.inputs if (place.inputs / place.baseline).exists() else Path()
-    folders = Folders(
-        data=top / "results/data",
-        training=top / place.training,
-        ablation=top / place.ablation,
-        search=top / place.search,
-        diagnosis=top / place.diagnosis,
-    )
     tags = gather()
     changed = f", with changes in {tags['git.dirty_files']}" if "git.dirty_files" in tags else ""
     facts = {
@@ -171,12 +166,37 @@ def _write_report(
     }
     write_report(
         path,
-        Origin(data.meta, data.path, folders, facts),
+        Origin(data.meta, data.path, _folders(place), facts),
         sections,
         comparison,
         bins=config.evaluation.calibration_bins,
         price_per_hour=config.tracking.price_per_hour,
     )
+
+
+def _folders(place: Place) -> Folders:
+    # Beside the model that is evaluated: by hand, the pipeline's results may be another experiment's.
+    top = place.inputs if (place.inputs / place.baseline).exists() else Path()
+    return Folders(
+        data=top / "results/data",
+        training=top / place.training,
+        ablation=top / place.ablation,
+        search=top / place.search,
+        diagnosis=top / place.diagnosis,
+    )
+
+
+def _worth(
+    out: Path, place: Place, baseline: Subject, comparison: Comparison | None, config: EvaluateConfig
+) -> str:
+    """Write `cost.json` where a price is set, and return what tuning cost for each point that it gained."""
+    spent = chapters.spent(_folders(place), baseline.training, config.tracking.price_per_hour)
+    if not comparison or not spent["priced"]:
+        return ""
+    sentence, figures = chapters.worth(spent["tuning_usd"], comparison.gain)
+    if figures:
+        (out / "cost.json").write_text(json.dumps(figures, indent=2) + "\n")
+    return sentence
 
 
 def _tell(
@@ -186,6 +206,7 @@ def _tell(
     leak: Leak,
     deliveries: Mapping[str, Delivery],
     config: EvaluateConfig,
+    worth: str,
 ) -> None:
     for name, metrics in measured.items():
         accuracy, delivery = metrics.accuracy, deliveries[name]
@@ -195,6 +216,8 @@ def _tell(
             click.echo(f"registered {config.registry.model} version {version}: {delivery.registered['reason']}")
     if comparison is not None:
         click.echo(comparison.sentence("tuned", "baseline"))
+    if worth:
+        click.echo(worth)
     if leak.images:
         click.echo(f"test images seen in training: {leak.sentence}")
     click.echo(f"report: {out / 'report.html'}")

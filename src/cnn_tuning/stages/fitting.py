@@ -67,6 +67,9 @@ def fit_to_folder(
     tracked.set_tags({k: str(v) for k, v in facts.items() if k not in ("run", "seconds", "samples_per_second")})
     seconds = {f"time/{k}_seconds": v for k, v in fitted.seconds.items()}
     tracked.log_metrics({**seconds, "time/samples_per_second": fitted.samples_per_second})
+    # The last epoch's figures are not those of the network that is kept.
+    kept = {"best/val_accuracy": fitted.best["val/accuracy"], "val/images": float(sum(data.meta.counts["val"]))}
+    tracked.log_metrics(kept)
     write_profile(
         sheet / "profile.html", recording, findings, operators=tracer.operators if tracer else None, title=name
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from cnn_tuning.stages.host_tables import Needed, figure, new_table, print_table
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from cnn_tuning.cloud.aws import Aws
     from cnn_tuning.cloud.inventory import Leftover, Thing
     from cnn_tuning.cloud.ledger import Bill
 
@@ -92,6 +94,7 @@ def down(run: str | None, overrides: Sequence[str], *, every: bool) -> None:
     end_hosts(aws, host.project, run and check_run(run))
     ended = [thing for thing in things if run in (None, thing.run)]
     ledger.write(ledger.bills(ended, utc_now(), ended=True))
+    _note_ends(aws, host, {thing.run for thing in ended if thing.kind == "host"})
     for name in [run] if run else all_runs(aws, host.project):
         try:
             removed = remove(aws, host.project, name)
@@ -108,6 +111,20 @@ def down(run: str | None, overrides: Sequence[str], *, every: bool) -> None:
         click.echo(f"nothing of project {host.project} is left in {host.region}")
 
 
+def _note_ends(aws: Aws, host: HostConfig, runs: set[str]) -> None:
+    """Write the ends of hosts into their runs' records, for when one is gone on with, if that can be done."""
+    from cnn_tuning.cloud.follow import settle
+    from cnn_tuning.cloud.inventory import utc_now
+    from cnn_tuning.cloud.runs import place_of, read_record, write_record
+
+    for run in sorted(runs) if host.bucket else ():
+        with contextlib.suppress(UserError):
+            place = place_of(aws, host, run)
+            record = read_record(place)
+            if record is not None:
+                write_record(place, settle(aws, place, record, utc_now()))
+
+
 def cost(overrides: Sequence[str], *, as_json: bool) -> None:
     """Print what hosts have cost: those that run, and those that were ended from here."""
     from cnn_tuning.cloud import ledger
@@ -117,17 +134,39 @@ def cost(overrides: Sequence[str], *, as_json: bool) -> None:
     host = compose_sections(Needed, overrides).host
     note, running = "", []
     try:
-        now = utc_now()
-        running = ledger.bills(costly(Aws(host.region), host, now)[0], now)
+        aws, now = Aws(host.region), utc_now()
+        running = ledger.bills(costly(aws, host, now)[0], now)
+        ledger.write(_settled(aws, host, {bill.host for bill in ledger.read()}))
     except UserError as error:
         note = f"only what was ended from here: {error}"
-    entries = [*ledger.read(), *running]
+    alive = {bill.host for bill in running}
+    entries = [*(bill for bill in ledger.read() if bill.host not in alive), *running]
     if as_json:
         click.echo(json.dumps({"hosts": [asdict(entry) for entry in entries], "note": note}, indent=1))
         return
     _print_bills(entries)
     if note:
         click.echo(note)
+
+
+def _settled(aws: Aws, host: HostConfig, known: set[str]) -> list[Bill]:
+    """Return bills of hosts that ended by themselves while nobody watched; their runs' records get it, too."""
+    from cnn_tuning.cloud import ledger
+    from cnn_tuning.cloud.follow import settle
+    from cnn_tuning.cloud.inventory import utc_now
+    from cnn_tuning.cloud.runs import place_of, read_record, runs_in, write_record
+
+    found: list[Bill] = []
+    for run in runs_in(aws, host) if host.bucket else ():
+        place = place_of(aws, host, run)
+        record = read_record(place)
+        if record is None or all(rented.id in known for rented in record.hosts):
+            continue
+        settled = settle(aws, place, record, utc_now())
+        if settled != record:
+            write_record(place, settled)
+        found += [bill for bill in ledger.bills_of(settled) if bill.host not in known]
+    return found
 
 
 def _print_bills(entries: Sequence[Bill]) -> None:

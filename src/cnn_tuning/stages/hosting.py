@@ -1,4 +1,4 @@
-"""`cnn-tuning host plan` and `host run`: a ranking or a launched host out; the work is in `cloud`."""
+"""`cnn-tuning host plan`: how much an experiment trains, and on which hosts, for how long and how much."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from cnn_tuning.config import (
 )
 from cnn_tuning.errors import UserError
 from cnn_tuning.stages.host_tables import figure, new_table, print_table
-from cnn_tuning.stages.remote import bucket_of
 
 if TYPE_CHECKING:
     from cnn_tuning.cloud.aws import Aws
@@ -43,10 +42,11 @@ def plan(overrides: Sequence[str], measured: Sequence[str], *, as_json: bool) ->
     from cnn_tuning.cloud.aws import Aws
 
     config = compose(overrides)
-    _planned(config, measured, Aws(config.host.region), as_json=as_json)
+    planned(config, measured, Aws(config.host.region), as_json=as_json)
 
 
-def _planned(config: Config, measured: Sequence[str], aws: Aws, *, as_json: bool = False) -> list[Option]:
+def planned(config: Config, measured: Sequence[str], aws: Aws, *, as_json: bool = False) -> list[Option]:
+    """Print the plan and return its options, the best first."""
     from cnn_tuning.cloud.plan import Work, rank
     from cnn_tuning.cloud.prices import ask_market
 
@@ -156,84 +156,3 @@ def _measured_there(text: str) -> Measured:
         return Measured(float(speed), instance_type=name)
     except ValueError:
         raise UserError(f"--measured {text}: must be like g5.xlarge=61000 (images per second)") from None
-
-
-def run(overrides: Sequence[str], name: str | None, *, yes: bool) -> None:
-    """Show the plan, ask, and start a host on the code as it stands; `name`: of an attempt to go on with."""
-    from cnn_tuning.cloud import code, inventory
-    from cnn_tuning.cloud.aws import Aws
-    from cnn_tuning.cloud.launch import launch
-    from cnn_tuning.cloud.names import Order, lifetime
-    from cnn_tuning.cloud.plan import dearest_per_hour
-
-    config = compose([_of_host(text) for text in overrides])
-    host, aws = config.host, Aws(config.host.region)
-    options = [found for found in _preflight(config, aws) if not found.refused]
-    if not options:
-        raise UserError("no type can be taken: the reasons are above")
-    lives = lifetime(host.max_hours, host.budget, dearest_per_hour(host, options))
-    dollars = lives.total_seconds() / 3600 * dearest_per_hour(host, options)
-    where = Path()
-    taken = code.snapshot(where)
-    changes = ", with uncommitted changes" if taken.changed else ""
-    click.echo(f"code: {taken.commit[:12]}{changes}")
-    click.echo(
-        f"the host ends after {lives.total_seconds() / 3600:.2f} h at the latest, at ${dollars:.2f} at the most"
-    )
-    if not yes:
-        click.confirm("start it?", abort=True)
-    order = Order(
-        name or _new_name(config.experiment), _owner(), taken.commit, host.budget, inventory.utc_now() + lives
-    )
-    if not inventory.instances(
-        aws, host.project, order.run
-    ):  # it would lose the code that it may be about to fetch
-        code.upload(aws.client("s3"), where, taken.commit, order.run, str(host.bucket), host.prefix)
-    started = launch(aws, host, order, options)
-    click.echo(f"run {order.run}: host {started.id}, {started.type} {started.market}"
-               + (", which ran already" if started.found else ""))  # fmt: skip
-    click.echo(
-        f"log and state: s3://{host.bucket}/{host.prefix}/runs/{order.run}/; results: `dvc pull` when it is done"
-    )
-    click.echo(f"end it: cnn-tuning host down {order.run}")
-
-
-def _of_host(text: str) -> str:
-    if not text.startswith(("host=", "host.")):
-        raise UserError(
-            f"{text}: a host runs what params.yaml says: put it there; only `host` can be changed here"
-        )
-    return text
-
-
-def _preflight(config: Config, aws: Aws) -> list[Option]:
-    """Check what a launch needs and print the plan; return its options."""
-    from cnn_tuning.cloud.aws import telling
-    from cnn_tuning.cloud.launch import resolve_image
-
-    aws.check()
-    bucket = bucket_of(None, config.host)
-    with telling(f"bucket {bucket}"):
-        aws.client("s3").head_bucket(Bucket=bucket)
-    options = _planned(config, (), aws)
-    for option in options:
-        if not option.refused:
-            resolve_image(aws, config.host, option.type)
-    return options
-
-
-def _new_name(experiment: str) -> str:
-    import secrets
-
-    from cnn_tuning.cloud.inventory import utc_now
-
-    about = "".join(c if c.isalnum() else "-" for c in experiment.lower() if c.isascii())[:12].strip("-")
-    return f"{utc_now():%m%d-%H%M%S}-{about or 'run'}-{secrets.token_hex(2)}"
-
-
-def _owner() -> str:
-    import getpass
-
-    from cnn_tuning.cloud.aws import hide_account
-
-    return hide_account(getpass.getuser())

@@ -44,6 +44,7 @@ class Subject:
     probabilities: NDArray[np.float32]
     training: Mapping[str, Any]
     best: Mapping[str, float]
+    seconds: float  # that answering took
 
     @property
     def answers(self) -> NDArray[np.int64]:
@@ -69,7 +70,13 @@ def record(
     tags = {"model": subject.name}
     parent = subject.training.get("run")
     with Run.start(
-        config.tracking, name=name, kind="evaluate", params=params, tags=tags, parent=parent
+        config.tracking,
+        name=name,
+        kind="evaluate",
+        params=params,
+        tags=tags,
+        parent=parent,
+        already_s=subject.seconds,
     ) as tracked:
         digest = record_data(tracked, place, data, SPLIT)
         tracked.log_metrics(figures(subject, metrics))

@@ -1,0 +1,141 @@
+"""What a run's hosts left in the bucket comes here: files into the run's folder, `dvc.lock` where it belongs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from cnn_tuning.cloud.runs import Place, Record, Rented
+from cnn_tuning.errors import UserError
+
+HERE = Path(".state/hosts")
+FILES = ("dvc.lock", "params.lock.yaml", "boot.log", "state.json")
+SPOOL = "spool"
+
+
+def folder_of(run: str) -> Path:
+    """Return where a run's things are kept here."""
+    return HERE / run
+
+
+def digest(path: Path) -> str:
+    """Return a file's digest, empty where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def digest_of_params(text: str) -> str:
+    """Return a digest of what params.yaml asks for; hosts, tracking, comments and order do not count."""
+    import yaml
+
+    try:
+        told = yaml.safe_load(text) or {}
+    except yaml.YAMLError:
+        told = {"damaged": text}
+    asked = {key: value for key, value in told.items() if key not in ("host", "tracking")}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def fetch(place: Place, record: Record, *, over: bool) -> Path:
+    """Bring logs, locks and the spool here; return the folder. `over`: no host writes any of it any more."""
+    folder = folder_of(place.run)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        body = place.read(name)
+        if body is not None:
+            (folder / name).write_bytes(body)
+    spool = folder / SPOOL
+    with ThreadPoolExecutor(8) as pool:
+        wanted = [name for name, size in place.names(f"{SPOOL}/") if _is_wanted(spool, name, size)]
+        for name, body in zip(wanted, pool.map(lambda name: place.read(f"{SPOOL}/{name}"), wanted), strict=True):
+            if body is not None:
+                _keep(spool, name, priced(body, record) if name.endswith(".jsonl") else body)
+    for path in spool.glob("*.jsonl"):
+        if over:  # a run that was cut off is ended by the replay, which goes by the file's time
+            os.utime(path, (0, 0))
+    return folder
+
+
+def _is_wanted(spool: Path, name: str, size: int) -> bool:
+    """Tell whether to fetch an object; how far a run was delivered is this place's own knowledge."""
+    parts = PurePosixPath(name).parts
+    if not parts or ".." in parts or name.startswith("/") or name.endswith(("/", ".delivery.json", ".lock")):
+        return False
+    known = spool / name
+    return name.endswith(".jsonl") or not known.is_file() or known.stat().st_size != size
+
+
+def _keep(spool: Path, name: str, body: bytes) -> None:
+    """Write a file; a run whose events are not those of before, continued, is delivered from its start."""
+    path = spool / name
+    if path.suffix == ".jsonl" and path.is_file() and not body.startswith(path.read_bytes()):
+        key = PurePosixPath(name).parts[0].removesuffix(".jsonl")
+        (spool / f"{key}.delivery.json").unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(body)
+
+
+def priced(events: bytes, record: Record) -> bytes:
+    """Return a run's events with the host that they come from, its price and what the time on it cost."""
+    if not record.hosts:
+        return events
+    lines = events.split(b"\n")
+    return b"\n".join([*(_priced(line, record) for line in lines[:-1]), lines[-1]])
+
+
+def _priced(line: bytes, record: Record) -> bytes:
+    try:
+        event: dict[str, Any] = json.loads(line)
+        host = _host_at(record, float(event["at"]))
+        if event["event"] == "start":
+            about = {"cnn_tuning.host": f"{host.type} {host.market}", "cnn_tuning.host_run": record.run,
+                     "cnn_tuning.price_per_hour": f"{host.per_hour:.4f}"}  # fmt: skip
+            event |= {"price_per_hour": host.per_hour, "tags": {**event["tags"], **about}}
+        elif event["event"] == "metrics" and {"cost/usd", "time/seconds"} <= set(event["values"]):
+            usd = event["values"]["time/seconds"] / 3600 * host.per_hour
+            event["values"] = {**event["values"], "cost/usd": usd}
+        else:
+            return line
+    except (ValueError, KeyError, TypeError):
+        return line
+    return json.dumps(event, separators=(",", ":")).encode()
+
+
+def _host_at(record: Record, at_ms: float) -> Rented:
+    at = datetime.fromtimestamp(at_ms / 1000, UTC)
+    before = [host for host in record.hosts if datetime.fromisoformat(host.launched) <= at]
+    return before[-1] if before else record.hosts[0]
+
+
+def take(folder: Path, record: Record, params: str) -> str:
+    """Put a run's dvc.lock in its place here; return what was done. `params`: the text of params.yaml here.
+
+    Raises:
+        UserError: it would overwrite what was made here since, or belongs to other parameters.
+    """
+    theirs, ours = folder / "dvc.lock", Path("dvc.lock")
+    if not theirs.is_file():
+        raise UserError(f"run {record.run} has left no dvc.lock yet: see `cnn-tuning host logs {record.run}`")
+    if digest_of_params(params) != record.params:
+        raise UserError(
+            f"the results are of experiment {record.experiment}, params.yaml here asks for something else: "
+            "dvc.lock stays as it is; to take them, "
+            f"put `experiment: {record.experiment}` there, then `cnn-tuning host pull {record.run}`"
+        )
+    if digest(ours) == digest(theirs):
+        return "dvc.lock is the host's already"
+    if digest(ours) != record.lock:
+        raise UserError(
+            f"dvc.lock has changed here since the launch and stays as it is; the host's is {theirs}: to take it, "
+            f"`cp {theirs} dvc.lock` and `cnn-tuning host pull {record.run}`"
+        )
+    for name in ("dvc.lock", "params.lock.yaml"):
+        if (folder / name).is_file():
+            partial = Path(f"{name}.partial")
+            partial.write_bytes((folder / name).read_bytes())
+            partial.replace(name)
+    return "dvc.lock is the host's now"

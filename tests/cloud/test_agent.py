@@ -1,0 +1,112 @@
+"""The host's agent: what it archives and restores, and how it ends with its pipeline."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import sys
+import tarfile
+from pathlib import PurePosixPath
+from tempfile import TemporaryDirectory
+
+import pytest
+from agents import PLACE, Agent
+from hypothesis import given
+from hypothesis import strategies as st
+from seaweed import _weed, seaweed  # noqa: F401
+
+from cnn_tuning.cloud.checkpoint import pack, unpack
+
+NAMES = st.text(st.sampled_from("abc ö-_."), min_size=1, max_size=6).filter(lambda name: name.strip("."))
+FILES = st.dictionaries(
+    st.lists(NAMES, min_size=1, max_size=3).map(lambda parts: "/".join(parts)), st.binary(max_size=50), max_size=6
+).filter(lambda files: not any(PurePosixPath(a) in PurePosixPath(b).parents for a in files for b in files))
+
+
+@given(FILES)
+def test_what_is_packed_comes_back_the_same(files):
+    from pathlib import Path
+
+    with TemporaryDirectory() as scratch:
+        here, there = Path(scratch) / "here", Path(scratch) / "there"
+        for name, content in files.items():
+            path = here / ".state" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        here.mkdir(exist_ok=True)
+        (here / ".env").write_text("AWS_SECRET_ACCESS_KEY=secret")
+        there.mkdir()
+        pack(here, Path(scratch) / "archive")
+        unpack(Path(scratch) / "archive", there)
+        back = {str(p.relative_to(there / ".state")): p.read_bytes() for p in there.rglob("*") if p.is_file()}
+        assert back == files
+
+
+def test_halves_and_locks_stay_where_they_are_and_a_torn_line_is_cut(tmp_path):
+    spool = tmp_path / "here/.state/spool"
+    spool.mkdir(parents=True)
+    for name in ("deliver.lock", "step.partial"):
+        (spool / name).touch()
+    (spool / "run.jsonl").write_text('{"event": "start"}\n{"event": "met')
+    (spool / "link").symlink_to("/etc/passwd")
+    pack(tmp_path / "here", tmp_path / "archive")
+    unpack(tmp_path / "archive", tmp_path / "there")
+    [only] = [path for path in (tmp_path / "there").rglob("*") if path.is_file()]
+    assert only.read_text() == '{"event": "start"}\n'
+
+
+def test_a_pipeline_that_fails_keeps_its_status_and_its_work(tmp_path, seaweed):  # noqa: F811
+    agent = Agent(tmp_path, seaweed)
+    fails = (
+        "import pathlib; pathlib.Path('.state').mkdir(); pathlib.Path('.state/half').touch(); raise SystemExit(3)"
+    )
+    process = agent.start("run", "--", sys.executable, "-c", fails)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 3, printed
+    archive = seaweed.read(f"{PLACE}/{agent.json('checkpoints/latest.json')['key']}")
+    with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
+        assert ".state/half" in opened.getnames()
+    assert agent.calls == ["dvc --wait-for-lock push --quiet"]
+    assert not (tmp_path / "told.json").exists()  # `boot.sh` says that it failed, and where
+
+
+def test_the_last_word_of_an_idle_host_stays(tmp_path, seaweed):  # noqa: F811
+    agent = Agent(tmp_path, seaweed)
+    seaweed.put(f"{PLACE}/state.json", b'{"state": "idle"}')
+    (tmp_path / "told.json").write_text('{"state": "idle"}')
+    process = agent.work()
+    agent.wait_for(".state/train/begun", process)
+    process.send_signal(signal.SIGTERM)  # of the system that shuts down
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, printed
+    assert (agent.project / ".state/train/saved").exists()
+    assert agent.json("state.json") == {"state": "idle"}
+
+
+def test_an_archive_that_leads_out_of_the_project_is_not_unpacked(tmp_path, seaweed):  # noqa: F811
+    import hashlib
+
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("../canary"), io.BytesIO())
+    content = made.getvalue()
+    entry = {"key": "checkpoints/0001-0.tar.gz", "sha256": hashlib.sha256(content).hexdigest(), "previous": None}
+    seaweed.put(f"{PLACE}/{entry['key']}", content)
+    seaweed.put(f"{PLACE}/checkpoints/latest.json", json.dumps(entry).encode())
+    agent = Agent(tmp_path, seaweed)
+    process = agent.start("restore")
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert not (tmp_path / "canary").exists()
+    assert printed.startswith(f"error: {entry['key']} holds what is no work of a run")
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("text", [b"{", b"<html>"])
+def test_a_note_that_is_no_json_is_named(tmp_path, seaweed, text):  # noqa: F811
+    seaweed.put(f"{PLACE}/checkpoints/latest.json", text)
+    process = Agent(tmp_path, seaweed).start("restore")
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert printed == f"error: s3://a-bucket/{PLACE}/checkpoints/latest.json is no JSON\n"

@@ -1,0 +1,63 @@
+"""FAULTS 40: when the budget is reached the host stops by itself, the work is saved, and the cost is stated.
+
+That the host is gone then, whatever it does, is shown by tests/cloud/test_boot.py and by the guards' tests.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+
+import pytest
+from agents import PLACE, Agent
+from seaweed import _weed, seaweed  # noqa: F401
+
+
+@pytest.fixture
+def agent(tmp_path, seaweed):  # noqa: F811
+    return Agent(tmp_path, seaweed)
+
+
+def assert_saved_and_stated(agent, process):
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, printed
+    assert not (agent.project / ".state/train/result").exists()  # the fault is real: there was more to do
+    assert agent.json("checkpoints/latest.json")["stage"] == "train"
+    assert (agent.project / ".state/train/saved").exists()
+    state = agent.json("state.json")
+    assert (state["state"], state["exit"]) == ("over-budget", 75)
+    assert state["usd"] == pytest.approx(state["hours"] * 3600, rel=0.1)  # at $1 a second
+    assert state["usd"] > 0
+    assert re.search(
+        r"over-budget: 0\.00 h of this host, \$\d+\.\d{4} at the most; another host can go on", printed
+    )
+    assert json.loads((agent.folder / "told.json").read_text()) == state
+
+
+def test_40_the_lifetime_that_the_budget_pays_is_over(agent):
+    ends = time.time() + 8
+    process = agent.work("--ends-at", str(ends), "--margin", "5")
+    assert_saved_and_stated(agent, process)
+    assert time.time() < ends + 30
+
+
+def test_40_a_lifetime_shorter_than_the_margin_is_worked_for_half(agent):
+    process = agent.work("--ends-at", str(time.time() + 8))
+    agent.wait_for(".state/train/begun", process)
+    assert_saved_and_stated(agent, process)
+
+
+def test_40_the_laptop_says_that_it_is_spent(agent):
+    process = agent.work()
+    agent.wait_for(".state/train/begun", process)
+    agent.store.put(f"{PLACE}/stop.json", b'{"why": "budget", "attempt": 0}')
+    assert_saved_and_stated(agent, process)
+
+
+def test_40_what_was_said_to_the_host_before_is_not_for_this_one(agent):
+    agent.store.put(f"{PLACE}/stop.json", b'{"why": "budget", "attempt": 0}')
+    process = agent.work(seconds=1.5, attempt=1)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, printed
+    assert agent.json("progress.json")["lines"]
