@@ -311,7 +311,6 @@ def test_the_runs_come_back_and_none_is_left_open(runs):
     assert "RUNNING" not in {status for _, status in runs}
 
 
-@pytest.mark.xfail(reason="each attempt of a stage opens a run of its own", strict=True)
 def test_the_training_is_one_run(runs):
     assert [status for kind, status in runs if kind == "train"] == ["FINISHED"]
 

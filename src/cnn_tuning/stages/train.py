@@ -32,7 +32,8 @@ def run(config: TrainConfig, place: Place) -> None:
         empty_folder(folder)
     name = f"train {config.model.name} seed {config.seed}"
     params = recorded(to_plain(recipe), place)
-    with Run.start(config.tracking, name=name, kind="train", params=params) as tracked:
+    unfinished = any((place.outputs / place.state / "train").glob("*/checkpoints.json"))
+    with Run.start(config.tracking, name=name, kind="train", params=params, goes_on=unfinished) as tracked:
         _fit(config, place, out, sheet, tracked)
 
 

@@ -29,6 +29,7 @@ LOOK_EVERY_S = 0.2
 DELIVER_EVERY_S = 3.0  # while the writer lives; its end is delivered at once
 LONGEST_WAIT_S = 10.0
 LAST_TRIES = 3  # once the writer is gone
+BUSY_S = 30.0  # longer than another process takes for its last tries
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def sync(spool: Path, uri: str | None = None) -> list[Synced]:
     folder = _Folder(spool, absolute(uri) if uri else None)
     busy = False
     try:
-        with FileLock(spool / spools.LOCK, timeout=5):
+        with FileLock(spool / spools.LOCK, timeout=BUSY_S):
             for job in folder.jobs():
                 while not job.is_settled() and job.progress.failures < 2:
                     job.deliver()

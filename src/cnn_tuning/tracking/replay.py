@@ -165,6 +165,9 @@ class Replay:
                 self._remove_doubles()
                 self.client.set_terminated(self.run_id, event["status"], end_time=event["at"])
                 self.progress.ended = True
+            case "resume":
+                self.client.update_run(self.run_id, status="RUNNING")
+                self.progress.ended = False
             case "unreadable":
                 self._reject("a line of the spool is not readable")
 

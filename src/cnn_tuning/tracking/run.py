@@ -73,11 +73,13 @@ class Run:
         parent: str | None = None,
         waits: bool = True,
         already_s: float = 0.0,
+        goes_on: bool = False,
     ) -> Run:
         """Open a run; `params` are flat dotted values, `parent` is the key of the run that this one belongs to.
 
-        `already_s`: seconds of its work before, which count in its time and cost. One that does not wait leaves
-        its delivery to the background: its parent waits for all.
+        `goes_on`: unfinished work is there; if its run was interrupted, this is that run again. `already_s`:
+        seconds of its work before, which count in its time and cost. One that does not wait leaves its delivery to
+        the background: its parent waits for all.
 
         Raises:
             UserError: the store does not answer and `config.on_unreachable` is `stop`; no spool can be written.
@@ -91,7 +93,9 @@ class Run:
                 "or set tracking.on_unreachable=spool to train without it"
             )
         now = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-        key = f"{now}-{re.sub(r'[^a-z0-9]+', '-', kind)}-{secrets.token_hex(4)}"
+        about = {"name": redact(name), "kind": kind, "parent": parent, "experiment": config.experiment}
+        before = spool.interrupted(folder, about, redact_values(params)) if goes_on else None
+        key, already_s = before or (f"{now}-{re.sub(r'[^a-z0-9]+', '-', kind)}-{secrets.token_hex(4)}", already_s)
         writer = spool.Writer(folder, key)
         if problem:
             _say(
@@ -102,18 +106,18 @@ class Run:
         every = {"cnn_tuning.kind": kind, **price, **_facts(), **(tags or {})}
         if parent is None and os.environ.get("MLFLOW_RUN_ID"):  # started by `mlflow run`
             every["mlflow.parentRunId"] = os.environ["MLFLOW_RUN_ID"]
-        writer.append(
-            "start",
-            name=redact(name),
-            kind=kind,
-            experiment=config.experiment,
-            uri=redact(uri),
-            parent=parent,
-            tags=redact_values(every),
-            price_per_hour=config.price_per_hour,
-            system_metrics_every_s=config.system_metrics_every_s,
-            **spool.writer_identity(),
-        )
+        if before:
+            writer.append("resume", **spool.writer_identity())
+        else:
+            writer.append(
+                "start",
+                **about,
+                uri=redact(uri),
+                tags=redact_values(every),
+                price_per_hour=config.price_per_hour,
+                system_metrics_every_s=config.system_metrics_every_s,
+                **spool.writer_identity(),
+            )
         _started.add(key)
         run = cls(config, uri, key, writer, waits)
         run._began -= already_s

@@ -49,7 +49,8 @@ class Writer:
     def __init__(self, spool: Path, key: str) -> None:
         self.path = spool / f"{key}.jsonl"
         self._lock = threading.Lock()
-        self._count = 0
+        # Of a run that goes on, files are there already.
+        self._count = len([*(spool / key / "files").glob("*")])
         try:
             spool.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("ab")
@@ -125,7 +126,27 @@ def keys(spool: Path) -> list[str]:
 def start_of(spool: Path, key: str) -> dict[str, Any] | None:
     """Return the event that opened the run, or None while it is not written."""
     event, _ = next(read(spool / f"{key}.jsonl", 0), ({}, 0))
-    return event if event.get("event") == "start" else None
+    if event.get("event") != "start":
+        return None
+    for later, _ in read(spool / f"{key}.jsonl", 0):
+        if later["event"] == "resume":  # another process writes it now
+            event |= {name: later[name] for name in ("pid", "created", "host")}
+    return event
+
+
+def interrupted(spool: Path, about: Mapping[str, Any], params: Mapping[str, Any]) -> tuple[str, float] | None:
+    """Return the newest run of the same name, kind, parent and parameters, and its seconds, if it was cut off."""
+    for key in reversed(keys(spool)):
+        events = [event for event, _ in read(spool / f"{key}.jsonl", 0)]
+        if not events or any(events[0].get(name) != value for name, value in about.items()):
+            continue
+        first = next((event["values"] for event in events if event["event"] == "params"), {})
+        ends = [event for event in events if event["event"] == "finish"]
+        if first != json.loads(json.dumps(params, default=str)) or (ends and ends[-1]["status"] != "KILLED"):
+            return None
+        spent = [e["values"]["time/seconds"] for e in events if "time/seconds" in e.get("values", {})]
+        return key, spent[-1] if spent else 0.0
+    return None
 
 
 def last_at(spool: Path, key: str) -> int:
@@ -141,7 +162,8 @@ def is_ending(spool: Path, key: str) -> bool:
     path = spool / f"{key}.jsonl"
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 8000))
-        return b'"event":"finish"' in file.read()
+        text = file.read()
+        return text.rfind(b'"event":"finish"') > text.rfind(b'"event":"resume"')
 
 
 def progress_of(spool: Path, key: str) -> dict[str, Progress]:
