@@ -25,7 +25,7 @@ def repository(folder):
 
 def test_the_bucket_is_private_versioned_encrypted_and_for_tls_only(aws):
     s3 = aws.client("s3")
-    assert make(aws, "a-bucket") is True
+    assert make(aws, "a-bucket", "ours") is True
     assert s3.get_bucket_versioning(Bucket="a-bucket")["Status"] == "Enabled"
     rules = s3.get_bucket_encryption(Bucket="a-bucket")["ServerSideEncryptionConfiguration"]["Rules"]
     assert rules[0]["ApplyServerSideEncryptionByDefault"]["SSEAlgorithm"] == "AES256"
@@ -39,20 +39,28 @@ def test_a_bucket_that_is_there_keeps_its_contents_and_other_statements(aws):
     s3 = aws.client("s3")
     s3.create_bucket(Bucket="a-bucket")
     s3.put_object(Bucket="a-bucket", Key="kept", Body=b"1")
+    theirs = {"ID": "theirs", "Status": "Enabled", "Filter": {"Prefix": "logs/"}, "Expiration": {"Days": 30}}
+    s3.put_bucket_lifecycle_configuration(Bucket="a-bucket", LifecycleConfiguration={"Rules": [theirs]})
     own = {"Sid": "Mine", "Effect": "Deny", "Principal": "*", "Action": "s3:DeleteBucket",
            "Resource": "arn:aws:s3:::a-bucket"}  # fmt: skip
     s3.put_bucket_policy(Bucket="a-bucket", Policy=json.dumps({"Version": "2012-10-17", "Statement": [own]}))
-    assert make(aws, "a-bucket") is False
-    assert make(aws, "a-bucket") is False
+    assert make(aws, "a-bucket", "ours") is False
+    assert make(aws, "a-bucket", "ours") is False
     statements = json.loads(s3.get_bucket_policy(Bucket="a-bucket")["Policy"])["Statement"]
     assert [statement["Sid"] for statement in statements] == ["Mine", "TlsOnly"]
+    rules = s3.get_bucket_lifecycle_configuration(Bucket="a-bucket")["Rules"]
+    assert [(rule["ID"], rule["Filter"]["Prefix"]) for rule in rules] == [
+        ("theirs", "logs/"),
+        ("ours runs", "ours/runs/"),
+    ]
+    assert rules[1]["NoncurrentVersionExpiration"]["NoncurrentDays"] == 7
     # Moto would refuse to read it: it knows no TLS.
     assert [item["Key"] for item in s3.list_objects_v2(Bucket="a-bucket")["Contents"]] == ["kept"]
 
 
 def test_a_bad_name_is_told_before_anything_is_asked(aws):
     with pytest.raises(UserError, match="3 to 63"):
-        make(aws, "Not_A_Bucket")
+        make(aws, "Not_A_Bucket", "ours")
 
 
 def test_init_makes_a_remote_that_verifies(aws, repository, command):

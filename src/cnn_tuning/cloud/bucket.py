@@ -10,13 +10,16 @@ from cnn_tuning.cloud.aws import Aws, code_of, telling
 from cnn_tuning.cloud.policies import of_bucket
 from cnn_tuning.errors import UserError
 
+# Old checkpoints are removed by the hosts; what a versioned bucket keeps of them goes after so many days.
+KEPT_DAYS = 7
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
-def make(aws: Aws, name: str) -> bool:
+def make(aws: Aws, name: str, prefix: str) -> bool:
     """Make the bucket, or harden the one that is there; return whether it is new.
 
-    Versioned: what is overwritten can be got back. Other statements of its policy stay.
+    Versioned: what is overwritten can be got back, of runs below `prefix` for a week. Other statements of its
+    policy and other lifecycle rules stay.
     """
     if not _NAME.fullmatch(name):
         raise UserError(f"bucket {name!r}: 3 to 63 small letters, digits, hyphens and dots")
@@ -43,6 +46,9 @@ def make(aws: Aws, name: str) -> bool:
         )
         s3.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
         s3.put_bucket_policy(Bucket=name, Policy=json.dumps(_with_tls(s3, name)))
+        s3.put_bucket_lifecycle_configuration(
+            Bucket=name, LifecycleConfiguration={"Rules": _with_expiry(s3, name, prefix)}
+        )
     return new
 
 
@@ -75,3 +81,22 @@ def _with_tls(s3: Any, name: str) -> dict[str, Any]:
     own = of_bucket(name)
     others = [statement for statement in policy["Statement"] if statement.get("Sid") != own["Sid"]]
     return {**policy, "Statement": [*others, own]}
+
+
+def _with_expiry(s3: Any, name: str, prefix: str) -> list[dict[str, Any]]:
+    from botocore.exceptions import ClientError
+
+    try:
+        rules = s3.get_bucket_lifecycle_configuration(Bucket=name)["Rules"]
+    except ClientError as error:
+        if code_of(error) != "NoSuchLifecycleConfiguration":
+            raise
+        rules = []
+    own = {
+        "ID": f"{prefix} runs",
+        "Status": "Enabled",
+        "Filter": {"Prefix": f"{prefix}/runs/"},
+        "NoncurrentVersionExpiration": {"NoncurrentDays": KEPT_DAYS},
+        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": KEPT_DAYS},
+    }
+    return [*(rule for rule in rules if rule.get("ID") != own["ID"]), own]

@@ -108,7 +108,8 @@ def of_person(project: str, bucket: str, prefix: str) -> Policy:
 
 _BUCKET = ("s3:CreateBucket", "s3:GetBucket*", "s3:PutBucketVersioning", "s3:GetEncryptionConfiguration",
            "s3:PutEncryptionConfiguration", "s3:PutBucketPublicAccessBlock", "s3:PutBucketPolicy",
-           "s3:PutBucketOwnershipControls")  # fmt: skip
+           "s3:PutBucketOwnershipControls", "s3:GetLifecycleConfiguration",
+           "s3:PutLifecycleConfiguration")  # fmt: skip
 _LOOK = ("ec2:Describe*", "pricing:GetProducts", "servicequotas:GetServiceQuota", "scheduler:ListSchedules",
          "iam:ListRoles", "iam:ListInstanceProfiles", "sts:GetCallerIdentity")  # fmt: skip
 _PARTS = [

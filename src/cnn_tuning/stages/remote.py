@@ -27,7 +27,7 @@ def init(bucket: str | None, overrides: Sequence[str], *, force: bool) -> None:
     _check_remote(url, force)
     aws = Aws(host.region)
     aws.check()
-    new = make(aws, name)
+    new = make(aws, name, host.prefix)
     click.echo(
         f"bucket {name} {'made' if new else 'was there'}: versioned, encrypted, private, TLS only", err=True
     )
