@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_ALLOW_PICKLE_DESERIALIZATION := false
 
-.PHONY: help setup repro test check ui dashboard serve doctor verify lock clean
+.PHONY: help setup repro test faults check ui dashboard serve doctor verify lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -28,11 +28,14 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 repro: $(READY) ## Run the pipeline: what changed is computed, the rest is kept
-	@dvc repro
+	@dvc repro || { cnn-tuning doctor --locks; exit 1; }
 	@cnn-tuning summary
 
 test: $(READY) ## Run the tests (without the slow ones)
 	pytest -m "not slow" -n auto --dist loadscope --no-loadscope-reorder --durations 10 $(ARGS)
+
+faults: $(READY) ## Run the test of each fault, print a table (ARGS='-k "10 or 25"': some)
+	python bench/faults.py $(ARGS)
 
 check: $(READY) ## Lint, types, import directions, generated files
 	ruff check .

@@ -31,11 +31,12 @@ def summary() -> None:
 
 
 @cli.command()
-def doctor() -> None:
-    """Check Python, disk, GPU and driver, tracking store and data remote; exit 1 if something is wrong."""
+@click.option("--locks", is_flag=True, help="Only DVC's lock files; nothing where they are in order and free.")
+def doctor(locks: bool) -> None:
+    """Check Python, disk, GPU and driver, tracking store, data remote, DVC's locks; exit 1 if one is bad."""
     from cnn_tuning.doctor import print_checks
 
-    raise click.exceptions.Exit(0 if print_checks() else 1)
+    raise click.exceptions.Exit(0 if print_checks(locks=locks) else 1)
 
 
 @cli.command("stand-in")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -25,12 +26,16 @@ class Check:
     remedy: str = ""
 
 
-def print_checks() -> bool:
-    """Print all checks; return whether nothing is wrong."""
+def print_checks(*, locks: bool = False) -> bool:
+    """Print all checks; return whether nothing is wrong. `locks`: only what is to be said of DVC's lock files."""
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
-    checks = [check() for check in (_python, _disk, _processor, _gpu, _tracking, _remote, _git)]
+    of_locks = (_lock_file, _at_work)
+    of_all = (_python, _disk, _processor, _gpu, _tracking, _remote, *of_locks, _git)
+    checks = [check() for check in (of_locks if locks else of_all)]
+    if locks:
+        checks = [check for check in checks if check.fine is not True]
     marks = {True: "[green]ok  [/]", False: "[red]bad [/]", None: "[dim]note[/]"}
     for check in checks:
         remedy = f": {check.remedy}" if check.remedy else ""
@@ -118,6 +123,40 @@ def _remote() -> Check:
         return Check("data remote", False, config["remote"][name]["url"], "no answer within 60 s")
     problem = done.stderr.strip().splitlines()[-1:] if done.returncode not in (0, 1) else []
     return Check("data remote", not problem, config["remote"][name]["url"], "".join(problem))
+
+
+def _lock_file() -> Check:
+    """Look at what `dvc repro` has finished: a full disk or a kill can leave the file empty or cut."""
+    import yaml
+
+    path = Path("dvc.lock")
+    if not path.exists():
+        return Check("dvc.lock", True, "none yet")
+    try:
+        stages = yaml.safe_load(path.read_text())["stages"]
+    except (yaml.YAMLError, TypeError, KeyError, UnicodeDecodeError):
+        remedy = "`git checkout dvc.lock`; where none is committed remove it, DVC knows again what it has computed"
+        return Check("dvc.lock", False, "damaged", remedy)
+    return Check("dvc.lock", True, f"{len(stages)} stages")
+
+
+def _at_work() -> Check:
+    """Look at who holds DVC's locks; those of dead processes it lets go by itself."""
+    import psutil
+
+    path = Path(".dvc/tmp/rwlock")
+    try:
+        held = json.loads(path.read_text())
+        infos = [*held.get("write", {}).values(), *(i for many in held.get("read", {}).values() for i in many)]
+        holders = sorted({(info["pid"], info["cmd"]) for info in infos if psutil.pid_exists(info["pid"])})
+    except FileNotFoundError:
+        holders = []
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return Check("DVC's lock", False, f"{path} is damaged", f"once no `dvc` runs here: `rm {path}`")
+    if not holders:
+        return Check("DVC's lock", True, "free")
+    named = ", ".join(f"process {pid} ({command})" for pid, command in holders)
+    return Check("DVC's lock", None, f"held by {named}", "wait for it, or end it")
 
 
 def _git() -> Check:

@@ -1,4 +1,4 @@
-"""FAULTS 9: a fit with a changed hyperparameter does not continue the old one, names it and starts anew."""
+"""Row 9: a fit with a changed hyperparameter does not continue the old one, names it and starts anew."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row 12, of a search: Ctrl-C, once and twice; a non-zero exit, one save, no trial is left RUNNING."""
+"""Row 12: of a search; Ctrl-C, once and twice; a non-zero exit, one save, no trial is left RUNNING."""
 
 from __future__ import annotations
 

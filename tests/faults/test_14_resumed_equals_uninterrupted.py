@@ -1,4 +1,4 @@
-"""FAULTS 14: a fit that was interrupted ends with the same bits as one that was not."""
+"""Row 14: a fit that was interrupted ends with the same bits as one that was not."""
 
 from __future__ import annotations
 

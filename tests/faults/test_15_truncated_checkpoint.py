@@ -1,4 +1,4 @@
-"""FAULTS 15: a checkpoint cut anywhere is named, and the one before it is used."""
+"""Row 15: a checkpoint cut anywhere is named, and the one before it is used."""
 
 from __future__ import annotations
 

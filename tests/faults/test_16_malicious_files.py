@@ -1,4 +1,4 @@
-"""FAULTS 16: a checkpoint or model file that holds code is refused, and the code does not run."""
+"""Row 16: a checkpoint or model file that holds code is refused, and the code does not run."""
 
 from __future__ import annotations
 

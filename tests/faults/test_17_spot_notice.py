@@ -1,4 +1,4 @@
-"""FAULTS 17: after a spot notice the work is uploaded inside the two minutes, and another host goes on with it."""
+"""Row 17: after a spot notice the work is uploaded inside the two minutes, and another host goes on with it."""
 
 from __future__ import annotations
 

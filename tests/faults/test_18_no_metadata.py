@@ -1,4 +1,4 @@
-"""FAULTS 18: where there is no spot notice, or no metadata service, training is as it is without."""
+"""Row 18: where there is no spot notice, or no metadata service, training is as it is without."""
 
 from __future__ import annotations
 

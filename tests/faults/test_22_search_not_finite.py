@@ -1,4 +1,4 @@
-"""Row 22, of a search: in one trial the loss becomes NaN; that one fails with its cause, the others go on."""
+"""Row 22: of a search; in one trial the loss becomes NaN; that one fails with its cause, the others go on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row 23, of a search: one trial needs more memory than there is; that one fails and says so, the others go on."""
+"""Row 23: of a search; one trial needs more memory than there is; that one fails and says so, the others go on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FAULTS 26: an output folder that cannot be written is named before any work is done."""
+"""Row 26: an output folder that cannot be written is named before any work is done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FAULTS 29: an object of DVC's remote that is damaged or missing is named before anything is computed on it."""
+"""Row 29: an object of DVC's remote that is damaged or missing is named before anything is computed on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FAULTS 30: wrong or expired credentials, S3 down, no bucket: told within 15 s, each in its own words."""
+"""Row 30: wrong or expired credentials, S3 down, no bucket: told within 15 s, each in its own words."""
 
 from __future__ import annotations
 

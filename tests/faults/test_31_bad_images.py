@@ -1,4 +1,4 @@
-"""FAULTS 31: bad images are listed with the reason, the policy is applied, convertible ones are converted."""
+"""Row 31: bad images are listed with the reason, the policy is applied, convertible ones are converted."""
 
 import csv
 import io

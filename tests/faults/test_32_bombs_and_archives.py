@@ -1,4 +1,4 @@
-"""FAULTS 32: image bombs, zip bombs, path traversal, links in archives: refused, nothing written outside."""
+"""Row 32: image bombs, zip bombs, path traversal, links in archives: refused, nothing written outside."""
 
 import io
 import stat

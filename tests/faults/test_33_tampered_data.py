@@ -1,4 +1,4 @@
-"""FAULTS 33: a tampered download or CIFAR pickle is a hash mismatch before anything is parsed."""
+"""Row 33: a tampered download or CIFAR pickle is a hash mismatch before anything is parsed."""
 
 import dataclasses
 import hashlib

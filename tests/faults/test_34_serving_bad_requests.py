@@ -1,4 +1,4 @@
-"""Fault 34: what a client may get wrong is answered in one line that says what to send; the server lives on."""
+"""Row 34: what a client may get wrong is answered in one line that says what to send; the server lives on."""
 
 from __future__ import annotations
 

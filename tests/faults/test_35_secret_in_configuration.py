@@ -1,4 +1,4 @@
-"""FAULTS 35: a secret in the configuration reaches neither the committed lock file nor any message."""
+"""Row 35: a secret in the configuration reaches neither the committed lock file nor any message."""
 
 from __future__ import annotations
 

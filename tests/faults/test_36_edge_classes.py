@@ -1,4 +1,4 @@
-"""FAULTS 36: a class of one image, an empty one, one class only, a split larger than the data: clear errors."""
+"""Row 36: a class of one image, an empty one, one class only, a split larger than the data: clear errors."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""FAULTS 37: all mistakes of a configuration are told together, each with its place and the nearest valid name."""
+"""Row 37: all mistakes of a configuration are told together, each with its place and the nearest valid name."""
 
 from __future__ import annotations
 

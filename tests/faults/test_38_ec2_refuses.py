@@ -1,4 +1,4 @@
-"""FAULTS 38: what EC2 refuses is told in one line with its remedy, and nothing is left running or billed."""
+"""Row 38: what EC2 refuses is told in one line with its remedy, and nothing is left running or billed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FAULTS 39: the laptop dies after the launch. The next `status` finds the host, `down` leaves nothing.
+"""Row 39: the laptop dies after the launch. The next `status` finds the host, `down` leaves nothing.
 
 That the host ends by itself is shown by tests/cloud/test_boot.py.
 """

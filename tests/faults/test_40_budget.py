@@ -1,4 +1,4 @@
-"""FAULTS 40: when the budget is reached the host stops by itself, the work is saved, and the cost is stated.
+"""Row 40: when the budget is reached the host stops by itself, the work is saved, and the cost is stated.
 
 That the host is gone then, whatever it does, is shown by tests/cloud/test_boot.py and by the guards' tests.
 """

@@ -7,8 +7,11 @@ below `--inputs` and writes below `--outputs`, so the outputs that DVC tracks st
 
 from __future__ import annotations
 
+import errno
 import shutil
+import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +101,8 @@ class Place:
 def stage(kind: type, run: Callable[[Any, Place], None], about: str) -> None:
     """Run one stage as a command; `kind` is the dataclass of the sections it reads."""
     share_cores()
+    # As after Ctrl-C, what is open is left in good order: temporary files, workers, the run.
+    signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))
 
     @click.command(help=about + "\n\nOVERRIDES are Hydra's, such as model=lab_cnn trainer.max_epochs=1.")
     @click.argument("overrides", nargs=-1)
@@ -115,7 +120,28 @@ def stage(kind: type, run: Callable[[Any, Place], None], about: str) -> None:
             whole = config.compose(overrides)
             run(config.select(kind, whole), Place(inputs, outputs, whole.data.name))
 
-    run_command(command)
+    run_command(command, _told_of)
+
+
+def _told_of(error: BaseException) -> str | None:
+    """Return what to say of a condition of the machine that stopped a stage; None for any other error."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            place = seen.filename or _full_place()
+            return f"{place}: {seen.strerror}; make room, the same command goes on from there"
+        if isinstance(seen, RuntimeError) and str(seen).startswith("DataLoader worker"):
+            remedy = "close other programs, or set trainer.workers: 0; the same command goes on from there"
+            return f"{str(seen).splitlines()[0].strip().rstrip('.')} (out of memory?): {remedy}"
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _full_place() -> Path:
+    """Return where the disk is full: a write, unlike an opening, does not say which file it was."""
+    places = [Path(name) for name in (".state", "data", "models", "results", "scratch")]
+    places = [Path.cwd(), *(Path.cwd() / place for place in places if place.exists()), Path(tempfile.gettempdir())]
+    return min(places, key=lambda place: shutil.disk_usage(place).free)
 
 
 def empty_folder(folder: Path) -> None:
@@ -138,8 +164,11 @@ def gather_plots(out: Path) -> None:
         shutil.copyfile(picture, out / "plots" / "-".join(picture.relative_to(out).parts))
 
 
-def run_command(command: click.Command) -> None:
-    """Run a click command; a `UserError` is printed without a traceback, with exit status 1."""
+def run_command(command: click.Command, told_of: Callable[[BaseException], str | None] = lambda _: None) -> None:
+    """Run a click command; a `UserError` is printed without a traceback, with exit status 1.
+
+    So is another error of which `told_of` knows what to say.
+    """
     try:
         command(standalone_mode=False)
     except UserError as error:
@@ -151,3 +180,7 @@ def run_command(command: click.Command) -> None:
         sys.exit(ended.exit_code)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
+    except Exception as error:
+        if said := told_of(error):
+            sys.exit(f"error: {said}")
+        raise
