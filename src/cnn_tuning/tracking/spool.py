@@ -140,9 +140,9 @@ def interrupted(spool: Path, about: Mapping[str, Any], params: Mapping[str, Any]
         events = [event for event, _ in read(spool / f"{key}.jsonl", 0)]
         if not events or any(events[0].get(name) != value for name, value in about.items()):
             continue
-        first = next((event["values"] for event in events if event["event"] == "params"), {})
+        given: dict[str, Any] = next((event["values"] for event in events if event["event"] == "params"), {})
         ends = [event for event in events if event["event"] == "finish"]
-        if first != json.loads(json.dumps(params, default=str)) or (ends and ends[-1]["status"] != "KILLED"):
+        if given != json.loads(json.dumps(params, default=str)) or (ends and ends[-1]["status"] != "KILLED"):
             return None
         spent = [e["values"]["time/seconds"] for e in events if "time/seconds" in e.get("values", {})]
         return key, spent[-1] if spent else 0.0
