@@ -52,6 +52,18 @@ def test_it_is_one_run_with_all_its_values(tracking, tmp_path, store_db, rows):
     assert last > first
 
 
+def test_a_line_that_a_killed_writer_had_begun_costs_nothing(tracking, tmp_path, store_db, rows):
+    config = tracking()
+    key = interrupted(config)
+    deliver(tmp_path / "spool")
+    with (tmp_path / "spool" / f"{key}.jsonl").open("ab") as file:
+        file.write(b'{"event":"metrics","at":1,"val')
+    assert again(config) == key
+    deliver(tmp_path / "spool")
+    assert rows(store_db, "select status from runs") == [("FINISHED",)]
+    assert rows(store_db, "select value from metrics where key = 'val/loss' order by step") == [(2.0,), (1.0,)]
+
+
 def test_it_is_one_run_in_a_store_that_gets_all_of_it_later(tracking, tmp_path, store_db, rows):
     config = tracking(uri="http://127.0.0.1:9", wait_s=0.1)
     interrupted(config)

@@ -54,8 +54,15 @@ class Writer:
         try:
             spool.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("ab")
+            self._drop_torn_line()
         except OSError as error:
             raise _unwritable(self.path, error) from None
+
+    def _drop_torn_line(self) -> None:
+        """Cut off what a killed writer began: no reader has taken it, and the next event is to be whole."""
+        written = self.path.read_bytes()
+        if not written.endswith(b"\n"):
+            self._file.truncate(written.rfind(b"\n") + 1)
 
     def append(self, event: str, **values: Any) -> None:
         """Write one event, stamped with the time in milliseconds."""
@@ -128,18 +135,24 @@ def start_of(spool: Path, key: str) -> dict[str, Any] | None:
     event, _ = next(read(spool / f"{key}.jsonl", 0), ({}, 0))
     if event.get("event") != "start":
         return None
-    for later, _ in read(spool / f"{key}.jsonl", 0):
-        if later["event"] == "resume":  # another process writes it now
-            event |= {name: later[name] for name in ("pid", "created", "host")}
+    # Not line by line: there may be many runs, and few were resumed.
+    written = (spool / f"{key}.jsonl").read_bytes()
+    at = written.rfind(b'"event":"resume"')
+    end = written.find(b"\n", at)
+    if at >= 0 and end >= 0:  # another process writes it now
+        later = json.loads(written[written.rfind(b"\n", 0, at) + 1 : end])
+        event |= {name: later[name] for name in ("pid", "created", "host")}
     return event
 
 
 def interrupted(spool: Path, about: Mapping[str, Any], params: Mapping[str, Any]) -> tuple[str, float] | None:
     """Return the newest run of the same name, kind, parent and parameters, and its seconds, if it was cut off."""
     for key in reversed(keys(spool)):
-        events = [event for event, _ in read(spool / f"{key}.jsonl", 0)]
-        if not events or any(events[0].get(name) != value for name, value in about.items()):
+        path = spool / f"{key}.jsonl"
+        opening, _ = next(read(path, 0), ({}, 0))
+        if not opening or any(opening.get(name) != value for name, value in about.items()):
             continue
+        events = [event for event, _ in read(path, 0)]
         given: dict[str, Any] = next((event["values"] for event in events if event["event"] == "params"), {})
         ends = [event for event in events if event["event"] == "finish"]
         if given != json.loads(json.dumps(params, default=str)) or (ends and ends[-1]["status"] != "KILLED"):
