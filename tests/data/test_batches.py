@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -55,10 +57,15 @@ def test_training_by_parts_makes_as_many_updates(packed, recipe):
     assert abs(len(joint) - len(batches)) <= 1
 
 
+@functools.cache
+def plain():
+    return recipe_with(["trainer.workers=0", "augment=none"])
+
+
 @given(count=st.integers(1, 120), size=st.integers(1, 60), resident=st.booleans())
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_no_training_batch_is_a_single_image_where_there_are_more(packed, count, size, resident):
-    recipe = recipe_with([f"trainer.batch_size={size}", "trainer.workers=0", "augment=none"])
+    recipe = patch(plain(), {"trainer.batch_size": size})
     split, rows = packed.split("train"), np.arange(count)
     batches = Batches(split, recipe, CPU, resident=resident, train=True, rows=rows)
     sizes = [len(labels) for _, labels in batches]

@@ -148,7 +148,7 @@ def test_what_an_experiment_has_not_is_left_out_with_a_line(made, read):
         "#result", "#diagnosis", "#baseline", "#data", "#cost", "#lineage"
     ]  # fmt: skip
     assert "1 h 6 min" in text
-    assert "$1.0000" in text  # 4,000 s at $0.90 an hour
+    assert "$1.00" in text  # 4,000 s at $0.90 an hour
 
 
 def test_findings_that_fired_stand_out_with_evidence_and_a_patch(made, read):
