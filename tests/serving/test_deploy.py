@@ -249,6 +249,7 @@ def test_an_endpoint_of_others_is_left_alone(command: Command, aws: Callable[[st
     assert "no endpoints" in command("deploy", "status").output
 
 
+@pytest.mark.slow
 def test_what_a_failed_deployment_leaves_is_removed(
     command: Command, aws: Callable[[str], Any], registry: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:

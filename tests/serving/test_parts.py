@@ -185,6 +185,7 @@ def test_goes_on_where_it_was_stopped(
     assert not reads
 
 
+@pytest.mark.slow
 def test_what_has_changed_is_made_again(
     predictor: Predictor, digits: np.ndarray, s3: Any, reads: Counter[str]
 ) -> None:
