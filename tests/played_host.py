@@ -141,11 +141,11 @@ def ends_well(played: PlayedHost) -> tuple[Callable[[], object], ...]:
     )
 
 
-def spooled(key: str, events: Iterable[dict[str, Any]]) -> bytes:
+def spooled(key: str, events: Iterable[dict[str, Any]], **changes: Any) -> bytes:
     """Return the events of an MLflow run as a host on another machine spools them."""
     about = {"name": "baseline", "kind": "train", "experiment": "mnist", "uri": "sqlite:////opt/x/mlflow.db",
              "parent": None, "tags": {}, "price_per_hour": 0.0, "system_metrics_every_s": 0,
-             "pid": 1, "created": 1.0, "host": "ip-10-0-0-1"}  # fmt: skip
+             "pid": 1, "created": 1.0, "host": "ip-10-0-0-1", **changes}  # fmt: skip
     at = round(datetime.now(UTC).timestamp() * 1000)
     lines = [{"event": "start", "at": at, **about}, *({"at": at, **event} for event in events)]
     return b"".join(json.dumps(line).encode() + b"\n" for line in lines)

@@ -71,6 +71,16 @@ def test_a_pipeline_that_fails_keeps_its_status_and_its_work(tmp_path, seaweed):
     assert not (tmp_path / "told.json").exists()  # `boot.sh` says that it failed, and where
 
 
+@pytest.mark.parametrize(("attempt", "price"), [(0, "0.42"), (1, "3600")], ids=["noted", "not noted yet"])
+def test_the_pipeline_knows_what_the_host_costs(tmp_path, seaweed, attempt, price):  # noqa: F811
+    agent = Agent(tmp_path, seaweed)
+    seaweed.put(f"{PLACE}/run.json", b'{"hosts": [{"attempt": 0, "per_hour": 0.42}]}')
+    tells = "import os; print('price', os.environ['CNN_TUNING_PRICE_PER_HOUR'])"
+    process = agent.start("run", "--", sys.executable, "-c", tells, attempt=attempt)
+    printed, _ = process.communicate(timeout=60)
+    assert f"price {price}\n" in printed
+
+
 def test_the_last_word_of_an_idle_host_stays(tmp_path, seaweed):  # noqa: F811
     agent = Agent(tmp_path, seaweed)
     seaweed.put(f"{PLACE}/state.json", b'{"state": "idle"}')

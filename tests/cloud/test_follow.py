@@ -42,6 +42,9 @@ def test_a_run_is_followed_to_its_results_and_back_to_no_cost(
     end = {"event": "finish", "status": "FINISHED", "error": ""}
     played.put("spool/one.jsonl", spooled("one", [loss, done_at, end]))
     played.put("spool/two.jsonl", spooled("two", [loss]))  # its process was cut off
+    # Half the price, as one of two arms side by side; the host knew it.
+    shared = {"event": "metrics", "step": 0, "values": {"time/seconds": 360.0, "cost/usd": 0.0005}}
+    played.put("spool/three.jsonl", spooled("three", [shared, end], price_per_hour=0.005))
     played.put("spool/one.delivery.json", "{}")
     played.plays(*ends_well(played))
     done = command(*START)
@@ -55,6 +58,9 @@ def test_a_run_is_followed_to_its_results_and_back_to_no_cost(
     assert max(row[0] for row in costs) == pytest.approx(
         0.1 * bills(command)[0]["usd"] / bills(command)[0]["hours"], rel=0.01
     )
+    assert {0.0005} <= {row[0] for row in costs}
+    prices = rows(store_db, "select value from tags where key = 'cnn_tuning.price_per_hour'")
+    assert ("0.0050",) in prices
     assert_nothing_is_left(aws)
     [bill] = bills(command)
     assert bill["hours"] == pytest.approx(0.1, abs=0.01) and bill["ended"]

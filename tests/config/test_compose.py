@@ -11,7 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnn_tuning import config
-from cnn_tuning.config import Config, Recipe, compose, flatten, load_locked, lock_text, patch, to_plain, validate
+from cnn_tuning.config import (
+    Config,
+    Recipe,
+    compose,
+    flatten,
+    load_locked,
+    lock_text,
+    patch,
+    select,
+    to_plain,
+    validate,
+)
 from cnn_tuning.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -135,3 +146,13 @@ def test_what_a_yaml_leaves_out_has_the_schemas_default_and_can_be_set(tmp_path)
     assert (own.data.limit, own.data.image.resize, own.data.bad_images) == (5, "crop", "drop")
     assert (own.schedule.warmup_epochs, own.schedule.final_fraction) == (2, 0.0)
     assert "did you mean 'limit'" in refusal(["data=own", "data.limt=5"], conf=conf)
+
+
+def test_a_rented_host_gives_its_price_where_none_is_configured(tmp_path, monkeypatch):
+    lock = tmp_path / "params.lock.yaml"
+    for configured, told, counts in ((0, "0.42", 0.42), (0, "", 0.0), (0.1, "0.42", 0.1)):
+        composed = compose([f"tracking.price_per_hour={configured}"], params=None)
+        lock.write_text(lock_text(composed))
+        monkeypatch.setenv("CNN_TUNING_PRICE_PER_HOUR", told)
+        assert load_locked(Config, lock).tracking.price_per_hour == counts
+        assert load_locked(Recipe, lock) == select(Recipe, composed)

@@ -17,6 +17,7 @@ from cnn_tuning.cloud import checkpoint, pulling
 from cnn_tuning.cloud.attempt import Attempt
 from cnn_tuning.cloud.runfolder import RunFolder
 from cnn_tuning.cloud.supervise import Times, supervise
+from cnn_tuning.config import PRICE
 from cnn_tuning.errors import UserError
 
 
@@ -71,6 +72,7 @@ def pull(attempt: Attempt) -> None:
 @click.pass_obj
 def run(attempt: Attempt, command: tuple[str, ...], **times: float) -> None:
     """Run COMMAND, and save its work when the host is taken away or its lifetime ends."""
+    attempt.learn_price()
     ended = supervise(
         command,
         Times(**times),
@@ -78,6 +80,7 @@ def run(attempt: Attempt, command: tuple[str, ...], **times: float) -> None:
         report=attempt.report,
         save=attempt.save,
         metadata=attempt.metadata,
+        environment={} if attempt.price_per_hour is None else {PRICE: f"{attempt.price_per_hour:g}"},
     )
     sys.exit(attempt.conclude(ended))
 

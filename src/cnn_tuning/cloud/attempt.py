@@ -25,6 +25,7 @@ PUSH_S = 30.0
 RESULTS = ("dvc.lock", "params.lock.yaml")
 SPOOL = Path(".state/spool")
 STOP = "stop.json"  # the laptop's budget watcher
+RECORD = "run.json"  # the laptop's record of the run's hosts
 STATES = {"notice": "interrupted", "signal": "interrupted", "lifetime": "over-budget", "asked": "over-budget"}
 
 
@@ -43,6 +44,14 @@ class Attempt:
     project: Path = Path()
     _saved: Any = None
     _pushed: bytes = b""
+
+    def learn_price(self) -> None:
+        """Take over what this very host costs, as the laptop notes it; until then the highest price stands."""
+        with contextlib.suppress(UserError, OSError):
+            record = self.folder.get_json(RECORD) or {}
+            for host in record.get("hosts", []):
+                if host["attempt"] == self.attempt:
+                    self.price_per_hour = float(host["per_hour"])
 
     def report(self) -> bool:
         """Upload what the pipeline printed last; return whether the laptop wants this attempt to end."""

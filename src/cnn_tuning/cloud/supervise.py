@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Literal
@@ -84,6 +84,7 @@ def supervise(
     report: Callable[[], bool],
     save: Callable[[], None],
     metadata: Metadata | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Ended:
     """Run a command to its end, or to the first reason to end it.
 
@@ -97,7 +98,7 @@ def supervise(
         text=True,
         errors="replace",
         start_new_session=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
     )
     assert process.stdout is not None
     done = threading.Event()

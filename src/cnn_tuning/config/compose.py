@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from cnn_tuning.errors import UserError, redact
 LOCK = Path("params.lock.yaml")
 PARAMS = Path("params.yaml")
 CONF = Path("conf")
+# Set by a rented host's agent: what the host costs, in US dollars per hour.
+PRICE = "CNN_TUNING_PRICE_PER_HOUR"
 
 
 def sections_of(kind: type) -> frozenset[str]:
@@ -64,7 +67,11 @@ def validate(kind: type[Section], tree: Mapping[str, Any]) -> Section:
 
 
 def load_locked(kind: type[Section], path: Path = LOCK) -> Section:
-    """Read from `params.lock.yaml` the sections that the dataclass `kind` declares."""
+    """Read from `params.lock.yaml` the sections that the dataclass `kind` declares.
+
+    A price that is not configured is that of the rented host (`PRICE`): it is no parameter, so nothing runs again
+    for it.
+    """
     import yaml
 
     if not path.exists():
@@ -75,7 +82,12 @@ def load_locked(kind: type[Section], path: Path = LOCK) -> Section:
         tree = None
     if not isinstance(tree, dict):
         raise UserError(f"{path} is damaged: run `dvc repro -f configure`")
-    return validate(kind, {k: v for k, v in tree.items() if k in sections_of(kind)})
+    section = validate(kind, {k: v for k, v in tree.items() if k in sections_of(kind)})
+    tracking, price = getattr(section, "tracking", None), os.environ.get(PRICE)
+    if tracking is None or tracking.price_per_hour or not price:
+        return section
+    priced = dataclasses.replace(tracking, price_per_hour=float(price))
+    return dataclasses.replace(section, tracking=priced)  # type: ignore[type-var]
 
 
 def select(kind: type[Section], config: Config) -> Section:
