@@ -15,9 +15,13 @@ def kill_worker(sweep, tries):
 
     def kill():
         for retries in range(tries):
+            before = {trial.user_attrs["worker"] for trial in killed}
+            # A trial is taken from a dead worker in two steps: it counts once another has it.
             (trial,) = sweep.until(
-                lambda trials, retries=retries: [
-                    t for t in running(trials) if t.user_attrs.get("retries", 0) == retries
+                lambda trials, retries=retries, before=before: [
+                    t
+                    for t in running(trials)
+                    if t.user_attrs.get("retries", 0) == retries and t.user_attrs["worker"] not in before
                 ]
             )[:1]
             process = worker_of(trial)
