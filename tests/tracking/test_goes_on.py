@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from filelock import FileLock
 
@@ -50,6 +52,30 @@ def test_it_is_one_run_with_all_its_values(tracking, tmp_path, store_db, rows):
     ]
     first, last = rows(store_db, "select value from metrics where key = 'time/seconds' order by timestamp")
     assert last > first
+
+
+def test_it_runs_in_the_store_while_it_goes_on(tracking, tmp_path, store_db, rows):
+    config = tracking()
+    interrupted(config)
+    deliver(tmp_path / "spool")
+    with Run.start(config, name="train", kind="train", params=PARAMS, goes_on=True) as run:
+        run.log_metrics({"val/loss": 1.0}, 2)
+        deadline = time.monotonic() + 60
+        while rows(store_db, "select count(*) from metrics where key = 'val/loss'") != [(2,)]:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert rows(store_db, "select status from runs") == [("RUNNING",)]
+    deliver(tmp_path / "spool")
+    assert rows(store_db, "select status from runs") == [("FINISHED",)]
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_run_that_is_under_way_is_nobody_elses(tracking, resumed):
+    config = tracking()
+    if resumed:
+        interrupted(config)
+    with Run.start(config, name="train", kind="train", params=PARAMS, goes_on=resumed) as first:
+        assert again(config) != first.key
 
 
 def test_a_line_that_a_killed_writer_had_begun_costs_nothing(tracking, tmp_path, store_db, rows):

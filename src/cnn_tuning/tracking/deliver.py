@@ -153,7 +153,7 @@ class _Job:
         if ending and self.failed_size not in (-1, self._size()):
             self.retry_at, self.failed_size = 0.0, self._size()  # the end is worth a try of its own
         wait = 0.0 if ending or not self.alive else DELIVER_EVERY_S
-        self.alive = self.alive and spools.writer_alive(self.start, self.path.stat().st_mtime * 1000)
+        self.alive = self.alive and self._writer_lives()
         if now >= self.retry_at and now - self.delivered_at >= wait:
             self.deliver()
             self.gave_up = self.progress.failures >= LAST_TRIES and (ending or not self.alive)
@@ -164,14 +164,15 @@ class _Job:
         from cnn_tuning.tracking.replay import Replay
 
         # Looked at before reading: what a dead process wrote is then all there is.
-        self.alive = not self.progress.ended and spools.writer_alive(self.start, self.path.stat().st_mtime * 1000)
+        lives = self._writer_lives()
         progress, size = self.progress, self._size()
         try:
             client = self.folder.client(self.uri)
             replay = Replay(self.folder.spool, self.key, self.uri, client, progress, self._save)
             self._forget_if_store_is_new(client)
             replay.deliver()
-            if not self.alive and not progress.ended:
+            self.alive = lives and not progress.ended
+            if not lives and not progress.ended:
                 replay.end_dead(self.start, spools.last_at(self.folder.spool, self.key))
         except Exception as error:
             progress.state, progress.message = "error", store.one_line(error)
@@ -183,6 +184,14 @@ class _Job:
             self.delivered_at, self.read_size = time.time(), size
         progress.attempt_at = time.time()
         self._save()
+
+    def _writer_lives(self) -> bool:
+        last = self.path.stat().st_mtime * 1000
+        if spools.writer_alive(self.start, last):
+            return True
+        # A run that was interrupted may be another process's by now.
+        self.start = spools.start_of(self.folder.spool, self.key) or self.start
+        return spools.writer_alive(self.start, last)
 
     def row(self, busy: bool) -> Synced:
         """Return the run's state as `cnn-tuning sync` shows it."""

@@ -157,6 +157,10 @@ def interrupted(spool: Path, about: Mapping[str, Any], params: Mapping[str, Any]
         ends = [event for event in events if event["event"] == "finish"]
         if given != json.loads(json.dumps(params, default=str)) or (ends and ends[-1]["status"] != "KILLED"):
             return None
+        writer = start_of(spool, key) or opening
+        here = writer["host"] == platform.node()  # of another machine: that host is gone, its work came here
+        if here and not is_ending(spool, key) and writer_alive(writer, 0.0):
+            return None  # it is being trained at this moment
         spent = [e["values"]["time/seconds"] for e in events if "time/seconds" in e.get("values", {})]
         return key, spent[-1] if spent else 0.0
     return None
