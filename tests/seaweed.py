@@ -130,9 +130,14 @@ class Seaweed:
 
     @property
     def stopped(self) -> bool:
-        """Say whether it stands still."""
+        """Say whether it stands still; a process of many threads takes a moment for that."""
         assert self.process is not None
-        return psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED
+        deadline = time.monotonic() + 5
+        while psutil.Process(self.process.pid).status() != psutil.STATUS_STOPPED:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
 
 
 _running: list[Seaweed] = []

@@ -37,7 +37,7 @@ def test_12_twice(tmp_path, digits_data):
     worker = worker_of(trial)
     with FileLock(tmp_path / "search" / "study.lock"):  # it cannot let its trial go
         end_group(process)
-        while "stopping" not in process.stdout.readline():
+        while not process.stdout.readline().startswith("search: stopping"):  # its own word, not a worker's
             pass
         assert worker.is_running()
         end_group(process)
