@@ -62,7 +62,7 @@ verify: $(READY) ## Train again in a scratch folder and compare every byte with 
 	cnn-tuning verify
 
 lock: $(READY) ## Pin requirements.in with hashes into requirements.lock
-	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 --custom-compile-command "make lock" requirements.in requirements-dev.in --output-file requirements.lock
+	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 --custom-compile-command "make lock" requirements.in requirements-ray.in requirements-dev.in --output-file requirements.lock
 
 clean: ## Remove scratch work and unfinished state (keeps data, models, results, runs)
 	rm -rf scratch .state/train .state/tuned .state/refit .state/registering .pytest_cache .hypothesis
