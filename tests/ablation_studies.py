@@ -36,7 +36,8 @@ def study(
 def result(arm: str, seed: int, right: Sequence[bool] | np.ndarray, train_accuracy: float = 0.99) -> Result:
     """Return a training with these right answers."""
     given = np.asarray(right, dtype=bool)
-    return Result(arm, seed, given, float(train_accuracy), float(given.mean()), 0.1, 10.0, 0.01, 2, 40)
+    gap = float(train_accuracy - given.mean())
+    return Result(arm, seed, given, float(train_accuracy), float(given.mean()), 0.1, 10.0, 0.01, 2, 40, gap=gap)
 
 
 def failed(arm: str, seed: int, reason: str = "the loss is no longer finite at step 120") -> Result:

@@ -108,6 +108,7 @@ def test_a_remedy_is_proved_by_training_with_and_without_it(sick):
     gain = re.search(r"(?:gains|gain in accuracy,) ([\d.]+) points", told)
     assert float(gain[1]) > 50
     assert re.search(r"\[-?[\d.]+, [\d.]+\]", told)  # with an interval
+    assert "learning_rate_too_low fires on 2 of 2 as it was, on 0 of 2 with the remedy" in told
     assert (sick.path / "scratch/cure/learning_rate_too_low/arms.csv").exists()
     assert "1/4" not in sick.run(*command)  # nothing is trained twice
 

@@ -154,7 +154,7 @@ def _train(
             facts["findings"] = _record(tracked, kept, fitted.recipe, recording, diagnosis)
             facts |= {**_facts(fitted), "run": tracked.key}
             right = right_answers(recording)
-            tracked.log_metrics({"val/gap": facts["train_accuracy"] - right.mean()})
+            tracked.log_metrics({"val/gap": facts["gap"]})
             tracked.log_metrics({"best/val_accuracy": right.mean(), "val/images": len(right)})
             tracked.log_metrics({"time/samples_per_second": fitted.samples_per_second})
             tracked.set_tags({"device": fitted.device})
@@ -182,11 +182,13 @@ def _record(
 
 
 def _facts(fitted: Fitted) -> dict[str, Any]:
+    last = fitted.history[-1]
     return {
         "train_accuracy": fitted.best["train/accuracy"],
+        "gap": last["train/accuracy"] - last["val/accuracy"],
         "val_loss": fitted.best["val/loss"],
         "epochs": len(fitted.history),
-        "updates": fitted.history[-1]["step"],
+        "updates": last["step"],
         "seconds": fitted.seconds["setup"] + fitted.seconds["fit"],
         "device": fitted.device,
         "precision": fitted.precision,
@@ -224,4 +226,5 @@ def _read(job: Job, kept: Path, price_per_hour: float) -> Result:
         updates=facts.get("updates", 0),
         failure=facts.get("failure", ""),
         findings=tuple(facts.get("findings", ())),
+        gap=facts.get("gap", float("nan")),
     )

@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -24,6 +25,9 @@ from cnn_tuning.config import (
 )
 from cnn_tuning.diagnosis.findings import Finding, patch_text
 from cnn_tuning.errors import UserError
+
+if TYPE_CHECKING:
+    from cnn_tuning.ablation.outcome import Result
 
 AS_IT_WAS, WITH_REMEDY = "as it was", "with the remedy"
 
@@ -81,9 +85,19 @@ def cure_run(
         tracked.log_metrics(outcome.metrics())
         for file in sorted(folder.iterdir()):
             tracked.log_artifact(file, "cure")
+    click.echo(_firings(finding.rule, results))
     for sentence in outcome.verdicts:
         click.echo(sentence)
     click.echo(f"tables and pictures: {folder}")
+
+
+def _firings(rule: str, results: Sequence[Result]) -> str:
+    """Say on how many trainings of each arm the rule fires: the finding itself, before what it may lead to."""
+    counts = []
+    for arm in (AS_IT_WAS, WITH_REMEDY):
+        own = [result for result in results if result.arm == arm]
+        counts.append(f"on {sum(rule in result.findings for result in own)} of {len(own)} {arm}")
+    return f"{rule} fires {counts[0]}, {counts[1]}"
 
 
 def _judged(run: str, overrides: Sequence[str], data: Path) -> tuple[Needed, Recipe, list[Finding]]:
