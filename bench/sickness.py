@@ -6,17 +6,23 @@ network whose units are all dead has no gradients and an even loss too. All else
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import mmap
+import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback
 
-from cnn_tuning.config import DiagnosisConfig, Recipe, compose, select
+from cnn_tuning.config import DiagnosisConfig, ImageConfig, Recipe, compose, select
 from cnn_tuning.data.packed import PackedData, PackedSplit, class_counts, digest_of
 from cnn_tuning.data.prepare import prepare
 from cnn_tuning.data.sources import fetch
@@ -24,6 +30,7 @@ from cnn_tuning.diagnosis.findings import Finding
 from cnn_tuning.diagnosis.judge import diagnose
 from cnn_tuning.diagnosis.watch import Watch
 from cnn_tuning.machine import usable_cores
+from cnn_tuning.tracking.system import LOOK_EVERY_S, Sample, Sampler, read_samples
 from cnn_tuning.training.fit import Diverged, fit
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -33,14 +40,14 @@ Splits = dict[str, tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class Case:
-    """One configuration on one kind of data."""
+    """One configuration on one kind of data, and what is done to it meanwhile: a key of `DISTURBANCES`."""
 
     name: str
     overrides: tuple[str, ...]
     sick: frozenset[str] = frozenset()
     also: frozenset[str] = frozenset()
     data: str = "digits"
-    disturbed: bool = False
+    disturbance: str = ""
 
 
 # Symptoms that are true of a training, whatever brought them about: nothing is learnt; bad answers; a gap between
@@ -78,9 +85,9 @@ def _case(
     sick: set[str],
     also: set[str] | None = None,
     data: str = "digits",
-    disturbed: bool = False,
+    disturbance: str = "",
 ) -> Case:
-    return Case(name, overrides, frozenset(sick), frozenset(also or set()) - sick, data, disturbed)
+    return Case(name, overrides, frozenset(sick), frozenset(also or set()) - sick, data, disturbance)
 
 
 SICK = (
@@ -219,7 +226,32 @@ SICK = (
         {"slow_loader"},
         {"step_outliers"},
     ),
-    _case("steps that wait", _SIX, {"step_outliers"}, disturbed=True),
+    _case("steps that wait", _SIX, {"step_outliers"}, disturbance="waits"),
+    _case(
+        "pictures from the disk",
+        (
+            *_plain("width=1", "depth=2", epochs=4),
+            *("augment=none", "trainer.data_on_device=no", "trainer.workers=0", "trainer.train_eval_samples=50"),
+        ),
+        {"io_bottleneck", "slow_loader"},
+        UNLEARNT | BAD_ANSWERS | {"step_outliers", "learning_rate_too_low", "poor_initialisation"},
+        data="large pictures",
+        disturbance="forgets pages",
+    ),
+    _case(
+        "tensors kept",
+        (*_plain(epochs=60), "trainer.batch_size=32"),
+        {"memory_growth"},
+        GAP | BAD_ANSWERS,
+        disturbance="keeps tensors",
+    ),
+    _case(
+        "compiled for seconds of training",
+        (*_SIX, "trainer.compile=true"),
+        {"long_initialisation"},
+        {"step_outliers"},
+        disturbance="compiles anew",
+    ),
 )
 
 HEALTHY = (
@@ -247,6 +279,44 @@ class Waits(Callback):
             time.sleep(0.4)
 
 
+class KeepsTensors(Callback):
+    """Keeps half a megabyte of every step, as a list of results does that hold their graphs."""
+
+    def __init__(self) -> None:
+        self.kept: list[torch.Tensor] = []
+
+    def on_train_batch_end(self, *_: object) -> None:
+        """Keep some more."""
+        self.kept.append(torch.ones(1 << 17))
+
+
+class ForgetsPages(Callback):
+    """Lets the system forget the pictures' file at each step: as if it were larger than memory."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
+        """Let go of what is mapped and cached."""
+        images = trainer.datamodule.train.split.images
+        images._mmap.madvise(mmap.MADV_DONTNEED)
+        with Path(images.filename).open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+class CompilesAnew(Callback):
+    """Compiles without what earlier trainings left on the disk."""
+
+    def setup(self, *_: object, **__: object) -> None:
+        """Use no cache."""
+        torch._inductor.config.force_disable_caches = True
+
+
+DISTURBANCES: dict[str, type[Callback]] = {
+    "waits": Waits,
+    "keeps tensors": KeepsTensors,
+    "forgets pages": ForgetsPages,
+    "compiles anew": CompilesAnew,
+}
+
+
 def recipe_of(case: Case, seed: int) -> tuple[Recipe, DiagnosisConfig]:
     """Return what a case trains by, and the rules with the thresholds that are shipped."""
     overrides = ["experiment=digits", "trainer.accelerator=cpu", *case.overrides, f"seed={seed}"]
@@ -260,14 +330,34 @@ def train(case: Case, seed: int, folder: Path) -> list[Finding]:
     data = data_of(case.data, folder)
     watch = Watch(recipe, config, case.name, stops=False)
     state = folder / "state" / f"{case.name} {seed}"
-    callbacks = [*watch.callbacks, *([Waits()] if case.disturbed else [])]
-    try:
-        fitted = fit(recipe, data, state_folder=state, callbacks=callbacks, name=case.name, brief=True)
-    except Diverged:
-        recording = watch.so_far()
-    else:
-        recording = watch.conclude(fitted, data)
+    callbacks = [*watch.callbacks, *([DISTURBANCES[case.disturbance]()] if case.disturbance else [])]
+    with _sampled(folder / f"{case.name} {seed}.jsonl") as samples:
+        try:
+            fitted = fit(recipe, data, state_folder=state, callbacks=callbacks, name=case.name, brief=True)
+        except Diverged:
+            recording = watch.so_far()
+        else:
+            recording = watch.conclude(fitted, data, samples())
     return diagnose(recording, config, recipe, data)[1]
+
+
+@contextlib.contextmanager
+def _sampled(path: Path) -> Iterator[Callable[[], list[Sample]]]:
+    """Sample this process as a run's deliverer does, and give what was sampled so far."""
+    stop = threading.Event()
+    sampler = Sampler(path, {"pid": os.getpid(), "system_metrics_every_s": 1.0, "at": 1000 * time.time()})
+
+    def sample() -> None:
+        while not stop.wait(LOOK_EVERY_S):
+            sampler.sample_if_due()
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield lambda: read_samples(path)
+    finally:
+        stop.set()
+        thread.join()
 
 
 def data_of(kind: str, folder: Path) -> PackedData:
@@ -284,7 +374,7 @@ def data_of(kind: str, folder: Path) -> PackedData:
 
 
 def _write(
-    path: Path, source: PackedData, change: Callable[[Splits, np.random.Generator], Splits], meta: dict[str, tuple]
+    path: Path, source: PackedData, change: Callable[[Splits, np.random.Generator], Splits], meta: dict[str, Any]
 ) -> None:
     """Write changed splits, and values of `meta.json` that are changed."""
     splits = {name: _arrays(source.split(name)) for name in ("train", "val")}
@@ -370,7 +460,14 @@ def _flipped(labels: np.ndarray, share: float, random: np.random.Generator) -> n
     return np.where(wrong, (labels + random.integers(1, 10, len(labels))) % 10, labels)
 
 
-KINDS: dict[str, tuple[Callable[[Splits, np.random.Generator], Splits], dict[str, tuple]]] = {
+def _large(splits: Splits, random: np.random.Generator) -> Splits:
+    """Each pixel becomes 32 by 32: 64 KB a picture."""
+    return {
+        name: (images.repeat(32, axis=2).repeat(32, axis=3), labels) for name, (images, labels) in splits.items()
+    }
+
+
+KINDS: dict[str, tuple[Callable[[Splits, np.random.Generator], Splits], dict[str, Any]]] = {
     "few": (_few, {}),
     "few and noisy": (_few_and_noisy, {}),
     "unequal": (_unequal, {}),
@@ -378,6 +475,7 @@ KINDS: dict[str, tuple[Callable[[Splits, np.random.Generator], Splits], dict[str
     "alike": (_alike, {}),
     "leaking": (_leaking, {}),
     "wrong labels": (_wrong_labels, {}),
+    "large pictures": (_large, {"image": ImageConfig(size=(256, 256), channels=1)}),
     # The network gets 0 to 255.
     "not normalised": (_unchanged, {"mean": (0.0,), "std": (1 / 255,)}),
 }

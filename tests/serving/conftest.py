@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,19 @@ def bundle(trained: tuple[Any, Path]) -> Path:
 def digits() -> np.ndarray:
     """Eight different images, uint8 N×1×28×28."""
     return servers.noise_images(8)
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    """A server of moto on the loopback."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
 
 
 @pytest.fixture(scope="session")

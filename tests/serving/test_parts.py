@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,28 +28,15 @@ def predictor(bundle: Path) -> Predictor:
     return Predictor(bundle)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """An S3 server of moto on the loopback."""
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def s3(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def s3(moto: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """A client on it, with the buckets `in` and `out` of this test's own."""
     import boto3
     import httpx
 
-    httpx.post(f"{server}/moto-api/reset", trust_env=False)
+    httpx.post(f"{moto}/moto-api/reset", trust_env=False)
     for name, value in {
-        "AWS_ENDPOINT_URL": server,
+        "AWS_ENDPOINT_URL": moto,
         "AWS_ACCESS_KEY_ID": "testing-key",
         "AWS_SECRET_ACCESS_KEY": "testing-secret",
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -273,7 +259,7 @@ def test_mistakes_are_one_line_and_write_nothing(
 
 
 def test_credentials_and_network_are_one_line(
-    predictor: Predictor, digits: np.ndarray, s3: Any, server: str, monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, digits: np.ndarray, s3: Any, moto: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import httpx
 
@@ -288,12 +274,12 @@ def test_credentials_and_network_are_one_line(
         with pytest.raises(UserError, match="cannot be reached") as caught:
             run(predictor)
     assert "\n" not in str(caught.value)
-    httpx.post(f"{server}/moto-api/reset-auth", content="0", trust_env=False)  # from now on it checks credentials
+    httpx.post(f"{moto}/moto-api/reset-auth", content="0", trust_env=False)  # from now on it checks credentials
     try:
         with pytest.raises(UserError, match="does not accept the credentials") as caught:
             run(predictor)
     finally:
-        httpx.post(f"{server}/moto-api/reset-auth", content="inf", trust_env=False)
+        httpx.post(f"{moto}/moto-api/reset-auth", content="inf", trust_env=False)
     assert "\n" not in str(caught.value) and "testing-secret" not in str(caught.value)
 
 

@@ -103,7 +103,7 @@ def _fetch_files(
 ) -> None:
     """Add to `out` and `origin` every file still lacking that the source has."""
     held = cache / hashlib.sha256(source.uri.encode()).hexdigest()[:16]
-    obtained: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     tables: dict[str, Table] = {}
     try:
         for name, expected in config.files.items():
@@ -113,10 +113,10 @@ def _fetch_files(
             if not (pinned or expected.unverified or source.uri.startswith("file:")):
                 raise SourceError(f"data.files.{name} has no digest: only a file: source may go without")
             member = source.members.get(name, name) + source.suffix
-            if member not in obtained:
+            if member not in files:
                 most = expected.bytes if source.convert == "none" else None
-                obtained[member] = _obtained(source, member, held, bar(name), most)
-            path = obtained[member]
+                files[member] = obtained(source, member, held, bar(name), most)
+            path = files[member]
             temporary = (out / name).with_name(f".{Path(name).name}.new")
             temporary.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -145,7 +145,7 @@ def _fetch_files(
                 path.unlink()
 
 
-def _obtained(source: SourceConfig, member: str, held: Path, report: Report, most: int | None) -> Path:
+def obtained(source: SourceConfig, member: str, held: Path, report: Report, most: int | None) -> Path:
     """Return a local file with the source's bytes, below `held` where they were fetched or unpacked."""
     scheme, _, rest = source.uri.partition(":")
     # Members of different folders may have the same name.

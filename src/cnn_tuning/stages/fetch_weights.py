@@ -95,7 +95,7 @@ def _from(source: WeightsSourceConfig, file: str, cache: Path) -> Path:
     whole = SourceConfig(uri, sha256=source.sha256, region=source.region, unsigned=source.unsigned)
     held = cache / hashlib.sha256(uri.encode()).hexdigest()[:16]
     with sources.progress() as bar:
-        return sources._obtained(whole, source.member or file, held, bar(file), None)
+        return sources.obtained(whole, source.member or file, held, bar(file), None)
 
 
 def _forget(path: Path, cache: Path) -> None:
