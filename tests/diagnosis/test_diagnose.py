@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 from project import Project
 from training_recipes import recipe_with
@@ -59,10 +60,15 @@ def test_a_recording_read_back_gives_the_same_findings(packed, tmp_path):
 
 
 def test_mistakes_in_rules_are_told_together(packed):
-    rules = {"overfiting": ALWAYS, "class_imbalance": RuleConfig("warn", {"ration": 2.0})}
+    rules = {"overfiting": ALWAYS, "class_imbalance": RuleConfig("stop", {"ration": 2.0})}
     with pytest.raises(UserError) as told:
         Watch(recipe_with([]), DiagnosisConfig("t", rules=rules), "train")
-    for part in ("did you mean 'overfitting'", "did you mean 'ratio'", "thresholds.ratio: missing"):
+    for part in (
+        "did you mean 'overfitting'",
+        "did you mean 'ratio'",
+        "thresholds.ratio: missing",
+        "judged at the end",
+    ):
         assert part in str(told.value)
 
 
@@ -79,7 +85,7 @@ def sick(digits, tmp_path_factory) -> Project:
 
 
 @pytest.mark.slow
-def test_findings_show_in_the_terminal_and_in_the_run(sick):
+def test_findings_show_in_the_terminal_and_in_the_run(sick, rows):
     assert "learning_rate_too_low" in sick.printed
     found = json.loads(sick.run("cnn-tuning", "diagnose", "scratch/models/baseline", "--json"))
     fired = {entry["rule"]: entry for entry in found if entry["status"] == "fired"}
@@ -91,6 +97,11 @@ def test_findings_show_in_the_terminal_and_in_the_run(sick):
     told = sick.run("cnn-tuning", "diagnose", run)
     assert "learning_rate_too_low" in told
     assert "cnn-tuning cure" in told
+    (kept,) = sick.path.glob(f"mlruns/*/{run}/artifacts/diagnosis")
+    assert {"findings.json", "profile.html", "times.npz"} <= {file.name for file in kept.iterdir()}
+    tags = dict(rows(sick.path / "mlflow.db", "select key, value from tags where run_uuid = ?", run))
+    assert "learning_rate_too_low" in tags["findings"]
+    assert tags["finding.learning_rate_too_low"] == fired["learning_rate_too_low"]["explanation"][:450]
 
 
 @pytest.mark.slow
@@ -115,7 +126,13 @@ def test_a_remedy_is_proved_by_training_with_and_without_it(sick):
 
 @pytest.mark.slow
 def test_what_cannot_be_diagnosed_or_cured_is_told_in_a_line(sick):
+    other = sick.path / "scratch/other"
+    shutil.copytree(sick.path / "data/prepared", other)
+    labels = np.load(other / "val/labels.npy")
+    (other / "val/labels.npy").unlink()
+    np.save(other / "val/labels.npy", labels[::-1])
     for command, expected in (
+        (("cure", "scratch/models/baseline", "--data", "scratch/other"), "other labels"),
         (("diagnose", "nothing"), "neither a model's folder nor a run"),
         (("diagnose", "a" * 32), "no run"),
         (("diagnose", "conf"), "no training of ours"),

@@ -16,6 +16,7 @@ from pathlib import Path
 import backbones
 import pytest
 import torch
+from seaweed import BUCKET, REGION, _weed, seaweed  # noqa: F401
 from training_recipes import CONF
 
 from cnn_tuning.config import compose, patch
@@ -92,6 +93,22 @@ def test_the_same_weights_give_the_same_bytes_from_whichever_source(here, web):
         files = {file.name: file.read_bytes() for file in folder.iterdir()}
         assert set(files) == {"weights.safetensors", "source.json"}
         assert files == (first := first or files)
+
+
+def test_an_object_of_a_private_bucket_gives_the_same_weights(here, seaweed, monkeypatch):  # noqa: F811
+    published = here / "weights/tiny.pth"
+    backbones.save_weights(published)
+    seaweed.put("models/tiny.pth", published.read_bytes())
+    for name, value in seaweed.environment.items():
+        monkeypatch.setenv(name, value)
+    bucket = {"uri": f"s3://{BUCKET}/models/", "region": REGION, "unsigned": False}
+    fetched = backbones.fetch(model_with(published, sources=[bucket])) / "weights.safetensors"
+    theirs = fetched.read_bytes()
+    ours = backbones.fetch(model_with(published, f"file:{published.parent}/")) / "weights.safetensors"
+    assert theirs == ours.read_bytes()
+    seaweed.put("models/tiny.pth", published.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match="hash mismatch"):
+        backbones.fetch(model_with(published, sources=[bucket]))
 
 
 def test_without_pretrained_weights_the_stage_is_quick_and_needs_no_torch(here):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -52,9 +53,23 @@ def not_evaluated(rule: str, reason: str) -> Finding:
     return Finding(rule, "not evaluated", reason)
 
 
+def findings_json(findings: Sequence[Finding]) -> str:
+    """Return findings as JSON, which has no word for what is not a number: null."""
+    plain = [_known(asdict(finding)) for finding in findings]
+    return json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _known(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _known(own) for name, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_findings(path: Path, findings: Sequence[Finding]) -> None:
     """Write findings as JSON."""
-    path.write_text(json.dumps([asdict(f) for f in findings], indent=1, ensure_ascii=False) + "\n")
+    path.write_text(findings_json(findings) + "\n")
 
 
 def read_findings(path: Path) -> list[Finding]:

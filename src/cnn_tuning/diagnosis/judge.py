@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cnn_tuning.config import DiagnosisConfig, Recipe
 from cnn_tuning.diagnosis.findings import Finding
 from cnn_tuning.diagnosis.recording import Recording
-from cnn_tuning.diagnosis.rules import RULES, thresholds_of
+from cnn_tuning.diagnosis.rules import AT_THE_END, RULES, thresholds_of
 from cnn_tuning.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ def _problems(config: DiagnosisConfig) -> Iterator[str]:
         if name not in RULES:
             yield f"diagnosis.rules.{name}: no such rule{_nearest(name, list(RULES))}"
             continue
+        if rule.action == "stop" and name in AT_THE_END:
+            yield f"diagnosis.rules.{name}.action: it is judged at the end, when nothing is left to stop: warn"
         known = thresholds_of(name)
         for threshold in rule.thresholds:
             if threshold not in known:

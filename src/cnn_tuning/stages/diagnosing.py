@@ -6,10 +6,10 @@ of the ablations, its comparison and verdict are theirs.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING
 
 import click
@@ -23,11 +23,14 @@ from cnn_tuning.config import (
     patch,
     side_by_side,
 )
-from cnn_tuning.diagnosis.findings import Finding, patch_text
+from cnn_tuning.diagnosis.findings import Finding, findings_json, patch_text
 from cnn_tuning.errors import UserError
+from cnn_tuning.statistics import mean_interval
 
 if TYPE_CHECKING:
     from cnn_tuning.ablation.outcome import Result
+    from cnn_tuning.data.packed import PackedData
+    from cnn_tuning.diagnosis.recording import Recording
 
 AS_IT_WAS, WITH_REMEDY = "as it was", "with the remedy"
 
@@ -44,9 +47,9 @@ def diagnose_run(run: str, overrides: Sequence[str], data: Path, *, as_json: boo
     """Print what the rules find in a recorded training."""
     from cnn_tuning.reports.findings import print_findings
 
-    _, _, findings = _judged(run, overrides, data)
+    _, _, findings, _ = _judged(run, overrides, data)
     if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
+        click.echo(findings_json(findings))
     else:
         print_findings(run, findings)
 
@@ -61,8 +64,12 @@ def cure_run(
     from cnn_tuning.data.packed import PackedData
     from cnn_tuning.tracking.run import Run
 
-    config, recipe, findings = _judged(run, overrides, data)
+    config, recipe, findings, same = _judged(run, overrides, data)
     finding = _chosen(findings, rule)
+    if not same:
+        raise UserError(
+            f"{data} is not what {run} was trained on (other labels): prepare that experiment's data first"
+        )
     click.echo(f"{finding.rule}: {finding.explanation}")
     click.echo(f"remedy: {patch_text(finding)}")
     before = side_by_side(recipe, workers)
@@ -86,6 +93,7 @@ def cure_run(
         for file in sorted(folder.iterdir()):
             tracked.log_artifact(file, "cure")
     click.echo(_firings(finding.rule, results))
+    click.echo(_seconds(results))
     for sentence in outcome.verdicts:
         click.echo(sentence)
     click.echo(f"tables and pictures: {folder}")
@@ -100,7 +108,21 @@ def _firings(rule: str, results: Sequence[Result]) -> str:
     return f"{rule} fires {counts[0]}, {counts[1]}"
 
 
-def _judged(run: str, overrides: Sequence[str], data: Path) -> tuple[Needed, Recipe, list[Finding]]:
+def _seconds(results: Sequence[Result]) -> str:
+    """Say how much longer or shorter a training takes: what remedies of the profiler's rules are for."""
+    by_arm = {arm: {r.seed: r.seconds for r in results if r.arm == arm} for arm in (AS_IT_WAS, WITH_REMEDY)}
+    before, after = by_arm.values()
+    more = [after[seed] - before[seed] for seed in before]
+    interval = mean_interval(more, 0.95)
+    bounds = f" [{interval.low:+.1f}, {interval.high:+.1f}]" if interval else ""
+    return f"a training takes {mean(before.values()):.1f} s as it was, {mean(more):+.1f} s{bounds} with the remedy"
+
+
+def _judged(run: str, overrides: Sequence[str], data: Path) -> tuple[Needed, Recipe, list[Finding], bool]:
+    """Return what the rules find, and whether the prepared data are those of the training.
+
+    Other data would mislead a range test, and a cure: they are left alone.
+    """
     from cnn_tuning.data.packed import PackedData
     from cnn_tuning.diagnosis.judge import check_rules, diagnose
     from cnn_tuning.diagnosis.source import find
@@ -109,8 +131,19 @@ def _judged(run: str, overrides: Sequence[str], data: Path) -> tuple[Needed, Rec
     check_rules(config.diagnosis)
     training = find(run, config.tracking)
     packed = PackedData.open(data) if (data / "meta.json").exists() else None
-    _, findings = diagnose(training.recording, config.diagnosis, training.recipe, packed)
-    return config, training.recipe, findings
+    same = packed is not None and _trained_on(packed, training.recording)
+    _, findings = diagnose(training.recording, config.diagnosis, training.recipe, packed if same else None)
+    return config, training.recipe, findings, same
+
+
+def _trained_on(packed: PackedData, recording: Recording) -> bool:
+    """Return whether a recording's labels and counts are those of prepared data; True where it has none."""
+    known = recording.data
+    return known is None or (
+        known.classes == tuple(packed.meta.classes)
+        and tuple(known.counts.tolist()) == tuple(packed.meta.counts["train"])
+        and known.labels.tolist() == packed.split("val").labels.tolist()
+    )
 
 
 def _chosen(findings: Sequence[Finding], rule: str | None) -> Finding:

@@ -45,6 +45,11 @@ RULES: dict[str, Callable[..., Finding]] = {
     )
 }
 
+# What they judge is known at the end only: answers, data, and where the time went.
+AT_THE_END = {
+    name for name, rule in RULES.items() if rule.__module__ in {m.__name__ for m in (answers, data, gpu, profile)}
+}
+
 
 def thresholds_of(rule: str) -> list[str]:
     """Return the names of a rule's thresholds: its keyword-only parameters."""

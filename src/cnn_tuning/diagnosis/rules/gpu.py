@@ -111,6 +111,8 @@ def _busier(recording: Recording, times: Times) -> tuple[str, dict[str, Any]]:
         if recipe["trainer.data_on_device"] == "no":
             return "it waits for data: keep the images on the GPU", {"trainer.data_on_device": "auto"}
         workers = min(times.cores, 2 * times.loader_workers or 2)
+        if workers <= times.loader_workers:
+            return "it waits for data, which all cores read already: store smaller images, or augment less", {}
         return "it waits for data: read with more workers", {"trainer.workers": workers}
     if not recipe["trainer.compile"]:
         return "launch fewer, larger kernels", {"trainer.compile": True}

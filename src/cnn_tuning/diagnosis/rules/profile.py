@@ -70,16 +70,8 @@ def io_bottleneck(recording: Recording, *, wait_share: float, read_mb_per_s: flo
     seen = f"{share:.1%} of the steps' time was waiting for data, {read:.1f} MB/s came from disk"
     if share <= wait_share or read <= read_mb_per_s:
         return ok(rule, seen, evidence)
-    workers = recording.recipe["trainer.workers"]
-    resident = {"trainer.data_on_device": "auto"}
-    off = recording.recipe["trainer.data_on_device"] == "no"
-    return fired(
-        rule,
-        seen,
-        evidence=evidence,
-        advice="keep the images on the device, else read with more workers or from a faster disk",
-        remedy=resident if off else {"trainer.workers": 2 * workers or 2},
-    )
+    advice, remedy = _faster_data(recording, times)
+    return fired(rule, seen, evidence=evidence, advice=f"{advice}; or read from a faster disk", remedy=remedy)
 
 
 def memory_growth(recording: Recording, *, share: float, megabytes: float, samples: float) -> Finding:
