@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import platform
 import subprocess
 import sys
@@ -112,6 +113,8 @@ def _program() -> str:
 
 
 def _user() -> str:
+    if os.environ.get("MLFLOW_TRACKING_USERNAME"):  # whom the team's server knows
+        return os.environ["MLFLOW_TRACKING_USERNAME"]
     try:
         return getpass.getuser()
     except (OSError, KeyError):

@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any
 from cnn_tuning.config import TrackingConfig
 from cnn_tuning.errors import UserError
 from cnn_tuning.tracking.gate import BY_HAND, PREDICTIONS, Gate, Verdict, decide, read_predictions
-from cnn_tuning.tracking.store import is_permanent, open_store, sqlite_path, tracking_uri
+from cnn_tuning.tracking.store import DENIED, is_permanent, open_store, refused, sqlite_path, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
 EVENT_TAG = "cnn_tuning.event"
+# On a version: the SHA-256 of its bundle's model.json, which names that of the weights. It is kept apart from the
+# files, so that who may write only those cannot put others in their place.
+BUNDLE_TAG = "cnn_tuning.bundle_sha256"
 ATTEMPTS = 5
 
 
@@ -28,46 +31,51 @@ def register(client: MlflowClient, uri: str, run_id: str, event: dict[str, Any],
     """Register the model of a `register` event as a version and put it through the gate.
 
     Returns:
-        `{"name", "alias", "version", "promoted", "reason"}`.
+        `{"name", "alias", "version", "promoted", "reason"}`; no version where the user may not make one.
     """
     from mlflow.exceptions import MlflowException
 
     client.log_artifact(run_id, str(folder / event["predictions"]), PREDICTIONS.rpartition("/")[0])
     model_id = _logged_model(client, run_id, event, folder / event["model"])
     name = event["name"]
+    result = {"name": name, "alias": event["alias"]}
     try:
-        client.create_registered_model(name)
+        _make_registered_model(client, name)
+        version = _version(client, run_id, event, model_id)
+        result["version"] = str(version.version)
+        with _one_at_a_time(uri):
+            reason = client.get_model_version(name, version.version).tags.get("gate")
+            verdict = Verdict(reason.startswith("promoted"), reason) if reason else None
+            if verdict is None:
+                verdict = _pass_gate(client, event, version, folder / event["predictions"])
     except MlflowException as error:
-        if not is_permanent(error):
+        if error.error_code != DENIED:
             raise
-    version = _version(client, run_id, event, model_id)
-    with _one_at_a_time(uri):
-        reason = client.get_model_version(name, version.version).tags.get("gate")
-        verdict = Verdict(reason.startswith("promoted"), reason) if reason else None
-        if verdict is None:
-            verdict = _pass_gate(client, event, version, folder / event["predictions"])
-    return {
-        "name": name,
-        "alias": event["alias"],
-        "version": str(version.version),
-        "promoted": verdict.promoted,
-        "reason": verdict.reason,
-    }
+        verdict = Verdict(False, f"not promoted: {refused(f'EDIT on registered model {name}')}")
+    return {**result, "promoted": verdict.promoted, "reason": verdict.reason}
 
 
 def promote(model_uri: str, alias: str, config: TrackingConfig) -> str:
     """Move the alias by hand, past the gate, and note that on the version; return what was done.
 
     Raises:
-        UserError: there is no such version, or the store does not answer.
+        UserError: there is no such version, the store does not answer, or the user may not.
     """
+    from mlflow.exceptions import MlflowException
+
     from cnn_tuning.tracking.lineage import lineage
 
     found = lineage(model_uri, config)
     client = open_store(tracking_uri(config))
-    client.set_registered_model_alias(found.name, alias, found.version)
-    reason = f"promoted by hand; before: {found.gate}"
-    client.set_model_version_tag(found.name, found.version, "gate", reason)
+    try:
+        client.set_registered_model_alias(found.name, alias, found.version)
+        reason = f"promoted by hand; before: {found.gate}"
+        client.set_model_version_tag(found.name, found.version, "gate", reason)
+    except MlflowException as error:
+        if error.error_code != DENIED:
+            raise
+        lacking = refused(f"EDIT on registered model {found.name}")
+        raise UserError(f"{model_uri} is not promoted: {lacking}") from None
     return f"models:/{found.name}@{alias} is version {found.version} now"
 
 
@@ -81,6 +89,16 @@ def champion_of(client: MlflowClient, name: str, alias: str) -> ModelVersion | N
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise
+
+
+def _make_registered_model(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if not is_permanent(error):
+            raise
 
 
 def _logged_model(client: MlflowClient, run_id: str, event: dict[str, Any], model: Path) -> str:
