@@ -71,6 +71,52 @@ def init(path: str, name: str | None, size: int | None, out: Path | None, force:
 
 
 @cli.command()
+@click.option("--master", required=True, metavar="HOST:PORT", help="Where the training is led, as it says itself.")
+@click.option("--node-rank", type=int, required=True, help="Which of the machines this is: 1, 2, …")
+@click.option("--data", type=click.Path(path_type=Path), default=Path("data/prepared"), show_default=True)
+@click.option(
+    "--wait", "wait_s", default=600.0, show_default=True, help="Seconds to wait for the leading machine."
+)
+def join(master: str, node_rank: int, data: Path, wait_s: float) -> None:
+    """Take part, with this machine's devices, in a training of several machines (trainer.num_nodes)."""
+    from cnn_tuning.stages.join import join as take_part
+
+    take_part(master, node_rank, data, wait_s)
+
+
+@cli.command("train-on-ray")
+@click.argument("overrides", nargs=-1)
+@click.option("--workers", type=click.IntRange(min=2), default=2, show_default=True)
+@click.option("--address", help="A cluster's: auto or HOST:PORT (default: a Ray of this machine).")
+@click.option("--cpus", type=float, default=1.0, show_default=True, help="Of each worker.")
+@click.option("--gpus", type=click.IntRange(0, 1), default=0, show_default=True, help="Of each worker.")
+@click.option(
+    "--retries", default=2, show_default=True, help="How often all begin again, from the last checkpoint."
+)
+@click.option("--data", type=click.Path(path_type=Path), default=Path("data/prepared"), show_default=True)
+@click.option("--outputs", type=click.Path(path_type=Path), default=Path("scratch"), show_default=True)
+def train_on_ray(
+    overrides: tuple[str, ...],
+    workers: int,
+    address: str | None,
+    cpus: float,
+    gpus: int,
+    retries: int,
+    data: Path,
+    outputs: Path,
+) -> None:
+    """Train one network by several workers that Ray places, one device each.
+
+    OVERRIDES: as for the stage `train`, such as experiment=mnist.
+    """
+    from cnn_tuning.config import RayConfig
+    from cnn_tuning.stages.ray_training import train
+
+    ray = RayConfig(cpus, float(gpus), address)
+    train(overrides, ray, workers=workers, retries=retries, data=data, out=outputs)
+
+
+@cli.command()
 @click.argument("model")
 def show(model: str) -> None:
     """Show where a registered model comes from: commit, data, configuration, metrics, gate.
@@ -140,7 +186,7 @@ def predict(
     from cnn_tuning.serving.batch import predict_folder
     from cnn_tuning.serving.one import print_prediction
     from cnn_tuning.serving.parts import identity, predict_prefix
-    from cnn_tuning.serving.predictor import Predictor
+    from cnn_tuning.serving.predictor import Predictor, fastest_device
     from cnn_tuning.serving.server import find, is_uri
     from cnn_tuning.serving.settings import Registered, champion, settings
     from cnn_tuning.tracking.store import tracking_uri
@@ -150,8 +196,10 @@ def predict(
     else:
         own = settings(Registered)
         served = find(model or champion(own.serving, own.registry), tracking_uri(own.tracking))
-    predictor, by = Predictor(served.bundle), f"{served.name} version {served.version}"
-    if out is None and Path(source).is_file():
+    alone = out is None and Path(source).is_file()
+    predictor = Predictor(served.bundle, device="cpu" if alone else fastest_device())
+    by = f"{served.name} version {served.version}"
+    if alone:
         print_prediction(predictor, Path(source), label, by)
         return
     if out and out.startswith("s3://"):
@@ -307,9 +355,15 @@ def host() -> None:
 @click.option(
     "--measured", multiple=True, metavar="TYPE=IMAGES_PER_S", help="A speed that was measured on a type."
 )
+@click.option("--nodes", metavar="1,2,4", help="What so many hosts of the best type would make of one training.")
 @click.option("--json", "as_json", is_flag=True)
-def host_plan(overrides: tuple[str, ...], measured: tuple[str, ...], as_json: bool) -> None:
+def host_plan(overrides: tuple[str, ...], measured: tuple[str, ...], nodes: str | None, as_json: bool) -> None:
     """Rank host types for this experiment by dollars and time. OVERRIDES, such as host=cpu host.budget=1."""
+    if nodes is not None:
+        from cnn_tuning.stages.host_nodes import plan_nodes
+
+        plan_nodes(overrides, measured, nodes, as_json=as_json)
+        return
     from cnn_tuning.stages.hosting import plan
 
     plan(overrides, measured, as_json=as_json)
@@ -322,6 +376,9 @@ def host_plan(overrides: tuple[str, ...], measured: tuple[str, ...], as_json: bo
 @click.option("--on-demand", is_flag=True, help="No spot host (host.market=on-demand).")
 @click.option("--experiment", help="Send this one; params.yaml here, and what else it says, stays as it is.")
 @click.option("--run", "name", help="Go on with a run: follow, replace its host, or bring its results.")
+@click.option(
+    "--measured", multiple=True, metavar="TYPE=IMAGES_PER_S", help="A speed that was measured on a type."
+)
 @click.option("--detach", is_flag=True, help="Start it and come back; --run follows it later.")
 @click.option("--yes", is_flag=True, help="Ask nothing.")
 def host_run(
@@ -331,6 +388,7 @@ def host_run(
     on_demand: bool,
     experiment: str | None,
     name: str | None,
+    measured: tuple[str, ...],
     detach: bool,
     yes: bool,
 ) -> None:
@@ -342,7 +400,7 @@ def host_run(
     from cnn_tuning.stages.host_run import Wish, run
 
     given = (*overrides, *_options_of_host(budget, max_hours, on_demand))
-    run(Wish(given, experiment=experiment, name=name, yes=yes), detach=detach)
+    run(Wish(given, experiment=experiment, name=name, yes=yes, measured=measured), detach=detach)
 
 
 @host.command("up")
@@ -368,6 +426,24 @@ def host_up(
 
     given = (*overrides, *_options_of_host(budget, max_hours, on_demand))
     run(Wish(given, name=name, mode="interactive", yes=yes))
+
+
+@host.command("cluster")
+@click.argument("overrides", nargs=-1)
+@click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True, help="At most so many.")
+@click.option("--type", "worker", help="The workers' type (default: the first of host.candidates that fits).")
+@click.option("--head", help="The head's type (default: the smallest without a GPU).")
+@click.option("--run", "name", help="A name for it.")
+def host_cluster(
+    overrides: tuple[str, ...], workers: int, worker: str | None, head: str | None, name: str | None
+) -> None:
+    """Write what `ray up` needs for a Ray cluster of spot hosts, guarded as single hosts are; start nothing.
+
+    OVERRIDES: of the section `host` only, such as host.budget=5.
+    """
+    from cnn_tuning.stages.host_cluster import cluster
+
+    cluster(overrides, workers=workers, worker=worker, head=head, name=name)
 
 
 @host.command("logs")

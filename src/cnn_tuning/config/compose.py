@@ -24,6 +24,7 @@ from cnn_tuning.config.values import (
     compose_groups,
     drop_unchosen,
     name_options,
+    node_of,
     read_overrides,
     read_params,
     resolve,
@@ -77,8 +78,10 @@ def load_locked(kind: type[Section], path: Path = LOCK) -> Section:
     if not path.exists():
         raise UserError(f"{path} is missing: run `dvc repro configure` first")
     try:
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError:
+        text = path.read_text(encoding="utf-8")
+        node_of(text, path)
+        tree = yaml.safe_load(text)
+    except (yaml.YAMLError, UserError, ValueError, TypeError, RecursionError):
         tree = None
     if not isinstance(tree, dict):
         raise UserError(f"{path} is damaged: run `dvc repro -f configure`")

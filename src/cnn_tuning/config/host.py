@@ -29,7 +29,8 @@ class GpuConfig:
 class InstanceConfig:
     """An instance type. `speed`: of training, in reference cores (`calibration.reference`); an estimate.
 
-    `retired`: why it cannot be had any more. `instead`: the type to take where this one is refused.
+    `network_gbit`: per second, sustained. `retired`: why it cannot be had any more. `instead`: the type to take
+    where this one is refused.
     """
 
     __pydantic_config__ = _STRICT
@@ -37,6 +38,7 @@ class InstanceConfig:
     memory_gib: _Positive
     speed: _Positive
     gpu: GpuConfig | None = None
+    network_gbit: _Positive | None = None
     retired: str | None = None
     instead: str | None = None
 

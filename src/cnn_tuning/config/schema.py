@@ -291,13 +291,15 @@ class FinetuneConfig:
 class TrainerConfig:
     """How a network is fitted. `auto` is decided per device and recorded with the run.
 
-    `threads`: CPU threads (null: all cores); results are bitwise equal only at an equal count.
+    `threads`: CPU threads of a process (null: all cores, or its share of them); results are bitwise equal only
+    at an equal count.
     `ema_decay`: 0 turns the moving average of the weights off. `monitor` chooses the best checkpoint.
     `train_eval_samples`: training images measured after each epoch in evaluation mode (null: as many as
     the validation split has). `sequential_parts`: above 1, the training images are cut into that many parts
     that are learnt one after the other, with as many updates in all. `on_out_of_memory`: `halve_batch` starts
     anew with half the batch, and says so. `profile`: some steps are traced by torch's profiler. `finetune`: how a
-    backbone is trained (null: all of it at one rate).
+    backbone is trained (null: all of it at one rate). `devices`: processes on each of `num_nodes` machines that
+    train together, each on its share of every batch (auto: one a GPU; one on a CPU).
     """
 
     __pydantic_config__ = _STRICT
@@ -324,6 +326,8 @@ class TrainerConfig:
     on_out_of_memory: Literal["fail", "halve_batch"] = "fail"
     profile: bool = False
     finetune: FinetuneConfig | None = None
+    devices: Count | Literal["auto"] = 1
+    num_nodes: Count = 1
 
 
 @dataclass(frozen=True)
@@ -455,12 +459,26 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True)
+class RayConfig:
+    """What a worker takes of a Ray cluster (fractions are shares of one), and where that is.
+
+    `address` null: a Ray of this machine, for as long as the search takes; else `auto` or `HOST:PORT`.
+    """
+
+    __pydantic_config__ = _STRICT
+    num_cpus: Positive = 1.0
+    num_gpus: NonNegative = 0.0
+    address: str | None = None
+
+
+@dataclass(frozen=True)
 class SearchConfig:
     """A search: `space` (dotted name → dimension), how it is sampled, pruned, paid for, and by how many processes.
 
     `settings` (dotted name → value) are what trials change besides, such as fewer epochs; the refit of the best
     uses the experiment's own. A trial is the mean over `seeds` seeds; the refit takes `refit_seeds`.
     `storage`: `journal` (a file; this machine), or a PostgreSQL URI without a password (PGPASSWORD, ~/.pgpass).
+    `executor`: where the workers run: processes of this machine, or wherever Ray has a place for them.
     A trial whose process died or gave no sign for `grace_s` is tried again, `retries` times at most.
     """
 
@@ -479,6 +497,8 @@ class SearchConfig:
     refit_seeds: Count = 1
     storage: str = "journal"
     workers: Count = 1
+    executor: Literal["local", "ray"] = "local"
+    ray: RayConfig = RayConfig()
     retries: Annotated[int, Field(ge=0)] = 2
     heartbeat_s: Positive = 5.0
     grace_s: Positive = 60.0

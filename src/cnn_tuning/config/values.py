@@ -21,6 +21,7 @@ SEVERAL = frozenset({"ablation"})
 # Mappings whose keys a person makes up, and those of them that hold whole values, not further settings.
 FREE = ("ablation.questions", "search.space")
 WHOLE = ("ablation.questions.*.factors", "ablation.questions.*.settings", "search.space.*.when", "search.settings")
+MOST_VALUES = 100_000
 Choices = tuple[tuple[str, ...], str]  # the options chosen of a group, and the place that chose them
 
 
@@ -35,23 +36,53 @@ class Value:
 
 def read_params(path: Path) -> tuple[str, dict[str, Any], dict[tuple[str, ...], int]]:
     """Return the file's name, its tree and the line of each key."""
-    import yaml
     from omegaconf import OmegaConf
 
     try:
-        text = path.read_text()
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        text = path.read_text(encoding="utf-8")
+        node = node_of(text, path)
         # OmegaConf's loader reads 1e-3 as a number; PyYAML's own reads a string.
         tree = OmegaConf.to_container(OmegaConf.create(text or "{}"), resolve=False)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: restore it with `git checkout {path}`") from None
-    except yaml.YAMLError as error:
+    except UserError:
+        raise
+    except Exception as error:  # dates, numbers and ${…} each fail in a way of their own
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+        reason = getattr(error, "problem", None) or str(error) or type(error).__name__
+        raise UserError(f"{where}: not valid YAML: {reason.splitlines()[0][:200]}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected `key: value` lines, found {type(tree).__name__}")
     return str(path), {str(k): v for k, v in tree.items()}, dict(_lines(node))
+
+
+def node_of(text: str, path: Path) -> Any:
+    """Return a YAML text's topmost node, of which aliases make no more than `MOST_VALUES`.
+
+    A few lines of aliases of aliases stand for billions of values.
+    """
+    import yaml
+
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = _values(node, {})
+    except RecursionError:
+        raise UserError(f"{path}: not valid YAML: nested too deeply, or a part of itself") from None
+    if values > MOST_VALUES:
+        raise UserError(f"{path}: its aliases (*name) stand for more than {MOST_VALUES} values: write them out")
+    return node
+
+
+def _values(node: Any, known: dict[int, int]) -> int:
+    import yaml
+
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        parts = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _lines(node: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:

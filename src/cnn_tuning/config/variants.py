@@ -84,7 +84,9 @@ def side_by_side(recipe: Recipe, workers: int) -> Recipe:
     """
     if workers == 1 or recipe.trainer.threads is not None:
         return recipe
-    return patch(recipe, {"trainer.threads": max(1, usable_cores() // workers)})
+    devices = recipe.trainer.devices
+    processes = workers * (devices if isinstance(devices, int) else 1)
+    return patch(recipe, {"trainer.threads": max(1, usable_cores() // processes)})
 
 
 def applies(dimension: Dimension, chosen: Mapping[str, str]) -> bool:

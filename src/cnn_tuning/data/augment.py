@@ -8,6 +8,7 @@ so that a resumed run could not repeat them.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -15,37 +16,48 @@ from torch import Tensor
 
 from cnn_tuning.config import AugmentConfig
 
+# Gives one number in [0, 1) an image, on the images' device.
+Draw = Callable[[], Tensor]
 
-def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """Return changed images for uint8 N×C×H×W: uint8 again, or floats in [0, 1] after an affine change."""
+
+def augment(
+    images: Tensor,
+    config: AugmentConfig,
+    generator: torch.Generator,
+    count: int | None = None,
+    rows: slice = slice(None),
+) -> Tensor:
+    """Return changed images for uint8 N×C×H×W: uint8 again, or floats in [0, 1] after an affine change.
+
+    Where they are only the `rows` of a batch of `count`, they change as they would within the whole batch.
+    """
+
+    def draw() -> Tensor:
+        return torch.rand(count or len(images), generator=generator)[rows].to(images.device)
+
     if config.flip:
-        mirrored = _draw(images, generator) < 0.5
+        mirrored = draw() < 0.5
         images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
     if config.rotate_degrees or config.scale or config.shear_degrees:
-        images = _affine(images, config, generator)
+        images = _affine(images, config, draw)
     elif config.shift:
-        images = _shift(images, config.shift, generator)
+        images = _shift(images, config.shift, draw)
     if config.cutout:
-        images = _cutout(images, config.cutout, generator)
+        images = _cutout(images, config.cutout, draw)
     return images
 
 
-def _draw(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return one number in [0, 1) an image, on the images' device."""
-    return torch.rand(len(images), generator=generator).to(images.device)
+def _signed(draw: Draw) -> Tensor:
+    return draw() * 2 - 1
 
 
-def _signed(images: Tensor, generator: torch.Generator) -> Tensor:
-    return _draw(images, generator) * 2 - 1
-
-
-def _shift(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
+def _shift(images: Tensor, share: float, draw: Draw) -> Tensor:
     """Move by whole pixels, up to `share` of each side; what comes in from outside is 0."""
     count, channels, height, width = images.shape
     down, right = round(share * height), round(share * width)
     padded = F.pad(images, (right, right, down, down))
-    top = (_draw(images, generator) * (2 * down + 1)).long()
-    left = (_draw(images, generator) * (2 * right + 1)).long()
+    top = (draw() * (2 * down + 1)).long()
+    left = (draw() * (2 * right + 1)).long()
     rows = top.view(-1, 1) + torch.arange(height, device=images.device)
     columns = left.view(-1, 1) + torch.arange(width, device=images.device)
     # One gather over flattened pixels: several times faster on a CPU than four-way indexing.
@@ -55,22 +67,22 @@ def _shift(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
     return flat.gather(2, pixels.expand(-1, channels, -1)).view(images.shape)
 
 
-def _affine(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    angle = _signed(images, generator) * math.radians(config.rotate_degrees)
-    shear = _signed(images, generator) * math.radians(config.shear_degrees)
-    size = 1 + _signed(images, generator) * config.scale
-    right, down = _signed(images, generator) * 2 * config.shift, _signed(images, generator) * 2 * config.shift
+def _affine(images: Tensor, config: AugmentConfig, draw: Draw) -> Tensor:
+    angle = _signed(draw) * math.radians(config.rotate_degrees)
+    shear = _signed(draw) * math.radians(config.shear_degrees)
+    size = 1 + _signed(draw) * config.scale
+    right, down = _signed(draw) * 2 * config.shift, _signed(draw) * 2 * config.shift
     cos, sin, slant = torch.cos(angle) / size, torch.sin(angle) / size, torch.tan(shear)
     rows = [torch.stack([cos, sin + cos * slant, right], 1), torch.stack([-sin, cos - sin * slant, down], 1)]
     grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
     return F.grid_sample(images.float() / 255, grid, align_corners=False)
 
 
-def _cutout(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
+def _cutout(images: Tensor, share: float, draw: Draw) -> Tensor:
     """Set a square of `share` of the side, centred anywhere, to 0."""
     height, width = images.shape[2:]
-    down = (_draw(images, generator) * height).view(-1, 1, 1)
-    right = (_draw(images, generator) * width).view(-1, 1, 1)
+    down = (draw() * height).view(-1, 1, 1)
+    right = (draw() * width).view(-1, 1, 1)
     rows = torch.arange(height, device=images.device).view(1, -1, 1)
     columns = torch.arange(width, device=images.device).view(1, 1, -1)
     hole = ((rows - down).abs() < share * height / 2) & ((columns - right).abs() < share * width / 2)

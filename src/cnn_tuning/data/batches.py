@@ -7,6 +7,7 @@ go on at any batch and repeats itself to the bit.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Protocol
 
@@ -71,6 +72,22 @@ def sequential_order(count: int, seed: int, epoch: int, parts: int, epochs: int)
     return torch.cat([members[number // epochs][epoch_order(size, seed, number)] for number in passes])
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one of `world` processes has of each batch: every `world`-th image from its `rank` on."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def rows(self) -> slice:
+        """Return its positions within a batch."""
+        return slice(self.rank, None, self.world)
+
+
+WHOLE = Share()
+
+
 class _Rows(Dataset):
     """Whole batches of a memory map, by positions; a worker maps the file itself instead of receiving it."""
 
@@ -102,8 +119,9 @@ class _Rows(Dataset):
 class Batches:
     """Batches of the images at `rows` of a split (all by default); the last, smaller batch is kept.
 
-    In training each epoch has its own order, and batches come augmented; a last batch of one image, which has no
-    variance to normalise by, joins the one before. `begin_at` makes the next iteration start inside an epoch.
+    In training each epoch has its own order, and batches come augmented; `begin_at` makes the next iteration start
+    inside an epoch. Of several processes each gets its share of every batch, as it is within the whole batch. One
+    image has no variance to normalise by: a last batch of fewer than two for each process joins the one before.
     """
 
     def __init__(
@@ -115,11 +133,16 @@ class Batches:
         resident: bool,
         train: bool,
         rows: np.ndarray | None = None,
+        share: Share = WHOLE,
     ) -> None:
         self.split, self.recipe, self.device = split, recipe, device
         self.train = train
         self.batch_size = recipe.trainer.batch_size if train else recipe.trainer.eval_batch_size
         self.rows = torch.arange(len(split.labels)) if rows is None else torch.from_numpy(rows)
+        # What is measured is divided once, not batch by batch: nothing depends on which images come together.
+        self.share = share if train else WHOLE
+        if not train:
+            self.rows = self.rows[share.rows]
         self.epoch, self.first = 0, 0
         self.images: Tensor | None = None
         if resident:
@@ -127,12 +150,20 @@ class Batches:
             self.labels = torch.from_numpy(np.array(split.labels[self.rows.numpy()])).to(device)
 
     def __len__(self) -> int:
-        parts = self.recipe.trainer.sequential_parts if self.train else 1
-        full, left = divmod(len(self.rows) // parts * parts, self.batch_size)
+        full, left = divmod(self._count(), self.batch_size)
         return full + (left > 0) - self._joins(full, left)
 
+    def size_of(self, batch: int) -> int:
+        """Return how many images a batch of an epoch has, those of all processes together."""
+        before = batch * self.batch_size
+        return self._count() - before if batch == len(self) - 1 else self.batch_size
+
+    def _count(self) -> int:
+        parts = self.recipe.trainer.sequential_parts if self.train else 1
+        return len(self.rows) // parts * parts
+
     def _joins(self, full: int, left: int) -> bool:
-        return self.train and left == 1 and full > 0
+        return self.train and 0 < left < 2 * self.share.world and full > 0
 
     def begin_at(self, epoch: int, batch: int) -> None:
         """Let the next iteration give `epoch` from `batch` on."""
@@ -146,7 +177,7 @@ class Batches:
         for position, (images, labels) in enumerate(self._read(order, first), start=first):
             if self.train:
                 generator = seeded(Purpose.AUGMENTATION, self.recipe.seed, epoch, position)
-                images = augment(images, self.recipe.augment, generator)
+                images = augment(images, self.recipe.augment, generator, self.size_of(position), self.share.rows)
             yield images, labels
 
     def _order(self, count: int, epoch: int) -> Tensor:
@@ -159,7 +190,7 @@ class Batches:
         batches = list(order.split(self.batch_size))
         if self._joins(len(batches) - 1, len(batches[-1]) % self.batch_size):
             batches[-2:] = [torch.cat(batches[-2:])]
-        batches = batches[first:]
+        batches = [chosen[self.share.rows] for chosen in batches[first:]]
         if self.images is not None:
             for chosen in batches:
                 on_device = chosen.to(self.device, non_blocking=True)
@@ -187,16 +218,19 @@ class SplitData(Protocol):
 class DataModule(pl.LightningDataModule):
     """The training split to learn from; parts of training and validation to measure on the same footing."""
 
-    def __init__(self, data: SplitData, recipe: Recipe, device: torch.device) -> None:
+    def __init__(
+        self, data: SplitData, recipe: Recipe, device: torch.device, share: Share = WHOLE, beside: int = 1
+    ) -> None:
+        """Take a process's share; `beside` processes keep theirs in this machine's memory."""
         super().__init__()
         self.meta = data.meta
         train, val = data.split("train"), data.split("val")
-        resident = _fits(train, val, recipe, device)
-        self.train = Batches(train, recipe, device, resident=resident, train=True)
+        resident = _fits(train, val, recipe, device, beside)
+        self.train = Batches(train, recipe, device, resident=resident, train=True, share=share)
         wanted = recipe.trainer.train_eval_samples or len(val.labels)
         rows = _stratified_rows(train.labels, min(wanted, len(train.labels)), recipe.seed)
-        self.train_part = Batches(train, recipe, device, resident=resident, train=False, rows=rows)
-        self.val = Batches(val, recipe, device, resident=resident, train=False)
+        self.train_part = Batches(train, recipe, device, resident=resident, train=False, rows=rows, share=share)
+        self.val = Batches(val, recipe, device, resident=resident, train=False, share=share)
 
     def train_dataloader(self) -> Batches:
         """Return the batches to learn from."""
@@ -211,7 +245,7 @@ class DataModule(pl.LightningDataModule):
         return batch
 
 
-def _fits(train: PackedSplit, val: PackedSplit, recipe: Recipe, device: torch.device) -> bool:
+def _fits(train: PackedSplit, val: PackedSplit, recipe: Recipe, device: torch.device, beside: int) -> bool:
     if recipe.trainer.data_on_device != "auto":
         return recipe.trainer.data_on_device == "yes"
     if device.type == "cuda":
@@ -219,7 +253,7 @@ def _fits(train: PackedSplit, val: PackedSplit, recipe: Recipe, device: torch.de
     else:
         import psutil
 
-        free = psutil.virtual_memory().available
+        free = psutil.virtual_memory().available // beside
     return train.images.nbytes + val.images.nbytes < RESIDENT_SHARE * free
 
 

@@ -22,8 +22,8 @@ from cnn_tuning.diagnosis.recording import Floats, Sweep
 from cnn_tuning.machine import usable_cores
 from cnn_tuning.training.assembly import assemble
 from cnn_tuning.training.classifier import training_loss
+from cnn_tuning.training.engine import place_of
 from cnn_tuning.training.finetune import finetuning_of
-from cnn_tuning.training.fit import _place
 from cnn_tuning.training.optimisation import build_optimizer
 from cnn_tuning.training.start import specification_of
 
@@ -41,7 +41,7 @@ def range_test(
     Network, optimizer, batches, precision and clipping are the recipe's; its schedule is not followed.
     The same recipe, data and device give the same sweep, and the process is left as it was.
     """
-    device, precision = _place(recipe)
+    device, precision = place_of(recipe)
     rates = np.geomspace(lowest, highest, steps)
     with _apart(recipe, device):
         losses = list(_losses(recipe, data, device, precision, rates))

@@ -159,7 +159,7 @@ class Stopwatch(pl.Callback):
         self._switch("logging")
         if self.gpu is None:
             self.steps.append(self.since - began)
-        self.samples += len(batch[1])
+        self.samples += trainer.datamodule.train.size_of(batch_idx)  # type: ignore[attr-defined]
         if self.marks:
             self._sample()
 

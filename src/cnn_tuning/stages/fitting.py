@@ -99,6 +99,7 @@ def _facts(fitted: Fitted, tracked: Run, stopped_by: str) -> dict[str, Any]:
         "device": fitted.device,
         "precision": fitted.precision,
         "threads": fitted.threads,
+        "processes": fitted.processes,
         "batch_size": fitted.recipe.trainer.batch_size,
         "resumed_from_step": fitted.resumed_from,
         **({"stopped_by": stopped_by} if stopped_by else {}),

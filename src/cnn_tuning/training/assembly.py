@@ -15,13 +15,21 @@ from cnn_tuning.training.start import first_network
 
 
 def assemble(
-    recipe: Recipe, data: PackedData, specification: Specification, device: torch.device, precision: str, name: str
+    recipe: Recipe,
+    data: PackedData,
+    specification: Specification,
+    device: torch.device,
+    precision: str,
+    name: str,
+    *,
+    blank: bool = False,
 ) -> tuple[Network, Network, SplitData]:
     """Return the network with its first weights by torch's seed, the part that is trained, and its data.
 
     The part is the head on the frozen backbone's features where that gives the same; `name` begins what is told.
+    `blank`: pretrained weights are left out, as others will be set.
     """
-    network = first_network(specification)
+    network = specification.build() if blank else first_network(specification)
     if recipe.trainer.channels_last:
         network = network.to(memory_format=torch.channels_last)
     if not uses_cache(recipe):

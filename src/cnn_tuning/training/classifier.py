@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -18,6 +19,7 @@ from cnn_tuning.errors import UserError
 from cnn_tuning.models.network import Network
 from cnn_tuning.training.finetune import finetuning_of
 from cnn_tuning.training.optimisation import build_optimizer, build_schedule
+from cnn_tuning.training.ranks import ALONE, Beside, Ranks
 
 MEASURED = ("train", "val")
 WATCHED_STEPS = 50
@@ -42,18 +44,23 @@ class Classifier(pl.LightningModule):
     """Fits a network by a recipe.
 
     `train/*` and `val/*` are measured alike: after an epoch, in evaluation mode, on unaugmented images,
-    without label smoothing, with the averaged weights where the recipe averages.
+    without label smoothing, with the averaged weights where the recipe averages. Where several processes train
+    together, losses and measurements are those of all of them, the same in each.
     """
 
-    def __init__(self, network: Network, recipe: Recipe, steps: int, steps_per_epoch: int) -> None:
+    def __init__(
+        self, network: Network, recipe: Recipe, steps: int, steps_per_epoch: int, ranks: Ranks = ALONE
+    ) -> None:
         super().__init__()
-        self.network, self.recipe = network, recipe
+        self.network, self.recipe, self.ranks = network, recipe, ranks
         self.steps, self.steps_per_epoch = steps, steps_per_epoch
         self.finetuning = finetuning_of(network, recipe)
         decay = recipe.trainer.ema_decay
         self.averaged = (
             AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
         )
+        if self.averaged is not None:
+            self.averaged.requires_grad_(False)  # no gradient of it is to be waited for
         if recipe.trainer.compile:
             network.compile()
         self.measured: dict[str, float] = {}
@@ -67,9 +74,11 @@ class Classifier(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make dropout a function of (seed, step), so that a resumed run repeats it, and free what is to learn."""
-        if self.finetuning is not None:
-            self.finetuning.begin_epoch(self.current_epoch)
-        seed = seed_of(Purpose.DROPOUT, self.recipe.seed, self.global_step)
+        freed = self.finetuning is not None and self.finetuning.begin_epoch(self.current_epoch)
+        if freed and isinstance(self.trainer.strategy, Beside):
+            self.trainer.strategy.wrap_again()
+        own = (self.ranks.rank,) if self.ranks.rank else ()
+        seed = seed_of(Purpose.DROPOUT, self.recipe.seed, self.global_step, *own)
         # Not torch.manual_seed: without a GPU it keeps a formatted stack of every call for later.
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
@@ -79,8 +88,21 @@ class Classifier(pl.LightningModule):
         """Return the loss that is learnt from."""
         images, labels = batch
         loss = training_loss(self.network(images), labels, self.recipe.trainer.label_smoothing)
+        if self.ranks.world > 1:
+            loss = self._of_all(loss, len(labels), batch_idx)
         self._watch(loss.detach())
         return loss
+
+    def _of_all(self, loss: Tensor, count: int, batch_idx: int) -> Tensor:
+        """Return the whole batch's loss with the gradient of this process's part of it.
+
+        Shares are not of equal size: each counts by its images, so that the mean gradient is the whole batch's.
+        """
+        batches = self.trainer.datamodule.train  # type: ignore[attr-defined]
+        loss = loss * (count * self.ranks.world / batches.size_of(batch_idx))
+        whole = loss.detach().clone()
+        dist.all_reduce(whole)
+        return loss + (whole / self.ranks.world - loss.detach())
 
     def _watch(self, loss: Tensor) -> None:
         """Note the first step whose loss is not finite; on a GPU without waiting for it at each step."""
@@ -114,7 +136,12 @@ class Classifier(pl.LightningModule):
             self.averaged.update_parameters(self.network)
 
     def on_validation_epoch_start(self) -> None:
-        """Start counting anew."""
+        """Start counting anew; all measure with rank 0's running statistics, the ones that are saved."""
+        if self.ranks.world > 1:
+            for buffer in self.measured_network.buffers():
+                sent = buffer.contiguous()
+                dist.broadcast(sent, 0)
+                buffer.copy_(sent)
         self._sums = [torch.zeros(3, dtype=torch.float64, device=self.device) for _ in MEASURED]
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -128,6 +155,9 @@ class Classifier(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Keep `split/loss` and `split/accuracy` of this epoch in `measured`."""
         self.measured = {}
+        if self.ranks.world > 1:
+            for sums in self._sums:
+                dist.all_reduce(sums)
         for split, sums in zip(MEASURED, self._sums, strict=True):
             loss, hits, count = sums.tolist()
             self.measured |= {f"{split}/loss": loss / count, f"{split}/accuracy": hits / count}
@@ -138,6 +168,12 @@ class Classifier(pl.LightningModule):
                 f"the measured loss is not finite after step {self.global_step}: "
                 "lower optimizer.learning_rate or set trainer.gradient_clip: 1.0"
             )
+
+    def on_train_epoch_end(self) -> None:
+        """Let all stop where one is to stop: rules are asked in rank 0 only."""
+        if self.ranks.world > 1:
+            stop = self.trainer.strategy.reduce_boolean_decision(self.trainer.should_stop, all=False)
+            self.trainer.should_stop = stop
 
     def configure_optimizers(self) -> Any:
         """Return the recipe's optimizer and schedule."""

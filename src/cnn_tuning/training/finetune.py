@@ -30,11 +30,11 @@ class Finetuning:
             return min(count, epoch // self.config.unfreeze_every)
         return count if self.config.trainable == "all" else 0
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Freeze and free for an epoch; may be called before every step."""
+    def begin_epoch(self, epoch: int) -> bool:
+        """Freeze and free for an epoch and tell whether anything changed; may be called before every step."""
         free = self.free_stages(epoch)
         if free == self._free:
-            return
+            return False
         self._free = free
         trunk = self.backbone.trunk
         trunk.train(free > 0)
@@ -44,6 +44,7 @@ class Finetuning:
         places = self._stage_of_parameters()
         for name, parameter in trunk.named_parameters():
             parameter.requires_grad_(free > 0 and places[name] >= len(frozen))
+        return True
 
     def shares(self) -> list[Share]:
         """Return what is ever trained, by its share of the learning rate, the head first."""

@@ -158,7 +158,7 @@ class Keeper(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Save at intervals, before stopping, and at the end: results may still fail to be written."""
         self._save_if_due(trainer)
-        if trainer.current_epoch + 1 == trainer.max_epochs:
+        if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
             self._save(trainer)
 
     def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
@@ -180,7 +180,9 @@ class Keeper(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Give the signals back."""
         for signum, handler in self._handlers.items():
-            signal.signal(signum, handler)
+            # Lightning has put back those of before the fit: its own would keep the whole fit in memory.
+            if signal.getsignal(signum) == self._on_signal:
+                signal.signal(signum, handler)
         self._handlers = {}
 
     def state_dict(self) -> dict[str, Any]:

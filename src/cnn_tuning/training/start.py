@@ -24,14 +24,7 @@ def specification_of(recipe: Recipe, meta: Meta) -> Specification:
     problems = check_backbone(recipe)
     if problems:
         raise UserError("; ".join(problems))
-    specification = Specification(
-        data_name=meta.name,
-        model=recipe.model,
-        classes=tuple(meta.classes),
-        image=meta.image,
-        mean=tuple(meta.mean),
-        std=tuple(meta.std),
-    )
+    specification = meant(recipe, meta)
     if not recipe.model.pretrained:
         return specification
     source = pretrained.source_for(recipe.model)
@@ -42,6 +35,18 @@ def specification_of(recipe: Recipe, meta: Meta) -> Specification:
             f"set data.image.channels: {len(source.mean)}"
         )
     return replace(specification, mean=source.mean, std=source.std)
+
+
+def meant(recipe: Recipe, meta: Meta) -> Specification:
+    """Return what the network is by recipe and data alone."""
+    return Specification(
+        data_name=meta.name,
+        model=recipe.model,
+        classes=tuple(meta.classes),
+        image=meta.image,
+        mean=tuple(meta.mean),
+        std=tuple(meta.std),
+    )
 
 
 def first_network(specification: Specification) -> Network:

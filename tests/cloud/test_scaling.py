@@ -1,0 +1,56 @@
+"""The prediction for several hosts: its limits, and the table of `host plan --nodes`."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cnn_tuning.cloud.plan import Option
+from cnn_tuning.cloud.scaling import Link, Work, exchange_seconds, predict
+from cnn_tuning.config import compose
+from cnn_tuning.errors import UserError
+from cnn_tuning.stages.host_nodes import predicted
+
+works = st.builds(
+    Work,
+    batch=st.integers(1, 10_000),
+    images=st.integers(1, 10**9),
+    samples_per_second=st.floats(1, 1e6),
+    gradient_bytes=st.integers(4, 10**9),
+)
+links = st.builds(Link, bytes_per_s=st.floats(1e6, 1e11), latency_s=st.floats(0, 1e-2))
+
+
+@given(work=works, link=links, nodes=st.integers(1, 64))
+def test_more_hosts_are_never_faster_than_their_number_nor_cheaper(work, link, nodes):
+    one, many = (predict(work, count, link, usd_per_hour=1.0) for count in (1, nodes))
+    assert one.samples_per_second == pytest.approx(work.samples_per_second)
+    assert one.efficiency == pytest.approx(1)
+    assert 0 < many.efficiency <= 1 + 1e-9
+    assert many.samples_per_second <= nodes * work.samples_per_second * (1 + 1e-9)
+    assert many.usd >= one.usd * (1 - 1e-9)
+
+
+def test_an_exchange_takes_what_a_ring_takes():
+    # 100 MB around four at 1 GB/s: 2·3/4 of the bytes; four buckets and the loss, six turns each.
+    link = Link(1e9, 1e-3)
+    assert exchange_seconds(100 * 10**6, 4, link) == pytest.approx(0.15 + 5 * 6 * 1e-3)
+    assert exchange_seconds(100 * 10**6, 1, link) == 0
+    assert Link.of_gbit(8).bytes_per_s == 1e9
+
+
+def test_a_plan_pays_for_every_host_and_says_what_it_lacks():
+    config = compose(["experiment=mnist", "trainer.max_epochs=10", "host.setup_minutes=6"], params=None)
+    found = Option("g5.xlarge", "A10G", 4, 16, "measured", 10_000, 1.0, 1.0, {"a": 0.4})
+    one, four = predicted(config, found, [1, 4], images=60_000, weights=25_000_000)
+    assert one.hours == pytest.approx(60_000 * 10 / 10_000 / 3600 + 0.1)
+    # 100 MB over 2.5 Gbit/s: a small network is not worth four hosts.
+    assert four.exchange_s == pytest.approx(0.48 + 5 * 6 * 100e-6)
+    assert four.samples_per_second < one.samples_per_second
+    assert 4 * 0.4 < four.usd / four.hours < 4 * 0.45
+    unknown = Option("g5.xlarge", "A10G", 4, 16, "unknown", None, None, 1.0)
+    with pytest.raises(UserError, match="no speed is known"):
+        predicted(config, unknown, [1], images=60_000, weights=1)
+    with pytest.raises(UserError, match="network_gbit is missing"):
+        predicted(config, Option("p3.2xlarge", "V100", 8, 61, "unknown", 1, 1, 1), [1], images=1, weights=1)
