@@ -63,7 +63,7 @@ World = Callable[[Chosen, random.Random], list[float] | str]
 
 
 def searching(space: dict[str, Any] = SPACE, **more: Any) -> SearchConfig:
-    return SearchConfig("small", space, BudgetConfig(30), {"trainer.max_epochs": EPOCHS}, **more)
+    return SearchConfig("small", space, BudgetConfig(60), {"trainer.max_epochs": EPOCHS}, **more)
 
 
 def rate_matters(chosen: Chosen, noise: random.Random) -> list[float]:
@@ -240,22 +240,15 @@ def test_nothing_better_than_the_own_values_is_said(tmp_path, own_recipe):
     assert outcome.sentence.startswith("None of 30 trials is better than the experiment's own values (trial 0)")
 
 
-def test_surplus_and_interrupted_trials_are_nowhere(tmp_path, own_recipe):
+def test_trials_of_a_larger_budget_before_are_nowhere(tmp_path, own_recipe):
     search = searching({"model.dense_dropout": DROPOUT})
     study = searched(search, better_with_dropout, trials=12)
-    best, second, *_ = sorted(study.trials, key=lambda trial: -trial.value)
-    without = {best.number: "surplus", second.number: "interrupted"}
-    marked = optuna.create_study(direction="maximize")
-    for trial in study.trials:
-        if trial.number in without:
-            trial.set_user_attr(without[trial.number], True)
-        marked.add_trial(trial)
-    marked.enqueue_trial({})
-    outcome = outcome_of(tmp_path, search, own_recipe, marked)
-    kept = [trial for trial in study.trials if trial.number not in without]
-    assert [int(line["trial"]) for line in lines(tmp_path)] == [trial.number for trial in kept]
-    complete = {trial.number: trial.value for trial in kept if trial.state.name == "COMPLETE"}
-    assert outcome.best_trial == max(complete, key=complete.__getitem__)
+    study.enqueue_trial({})
+    best = max(study.trials[:5], key=lambda trial: trial.value)
+    assert best.number != study.best_trial.number
+    outcome = outcome_of(tmp_path, replace(search, budget=BudgetConfig(5)), own_recipe, study)
+    assert [int(line["trial"]) for line in lines(tmp_path)] == list(range(5))
+    assert (outcome.best_trial, outcome.trials["complete"]) == (best.number, 5)
 
 
 def test_two_objectives_have_a_front(tmp_path, own_recipe):

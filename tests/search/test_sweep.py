@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from searching import Sweep, beside, curve, running, search_with, states, status, tags
 
@@ -50,6 +52,10 @@ def test_every_trial_is_a_run_of_the_search(sweep):
         assert recorded["optimizer.learning_rate"] == trial.params["optimizer.learning_rate"]
         assert recorded["trainer.max_epochs"] == 3
         assert curve(run) == list(trial.intermediate_values.values())
+        # Also of one that was given up: rules may be asked again, with other thresholds.
+        kept = {Path(event["file"]).name for event in run if event["event"] == "artifact"}
+        assert {"recipe.json", "recording", "findings.json"} <= kept
+        assert "findings" in tags(run)
 
 
 def test_a_finished_search_starts_no_worker(sweep, monkeypatch):

@@ -71,10 +71,10 @@ class SearchOutcome:
 def write_outcome(folder: Path, study: optuna.Study, search: SearchConfig, recipe: Recipe) -> SearchOutcome:
     """Write `trials.csv`, `best.json`, `importances.json`, `metrics.json`, the plots and `report.html`.
 
-    Surplus and interrupted trials are left out everywhere.
+    Trials beyond the budget, of a larger one before, are left out everywhere.
     """
     with _quiet():
-        study = _without_ignored(study)
+        study = _within_budget(study, search.budget.trials)
         found, remarks = _importances(study, search)
     view = _view(study, search, recipe, found)
     outcome = _outcome(view)
@@ -106,21 +106,20 @@ def _outcome(view: SearchView) -> SearchOutcome:
     )
 
 
-def _without_ignored(study: optuna.Study) -> optuna.Study:
-    """Return a copy in memory of the finished trials that count; `index` holds each one's number."""
+def _within_budget(study: optuna.Study, count: int) -> optuna.Study:
+    """Return a copy in memory of what is finished of the first `count` trials; `index` holds each number."""
     import optuna
 
     copy = optuna.create_study(directions=study.directions)
     for trial in study.get_trials(deepcopy=False):
-        attrs = {"index": trial.number, **trial.user_attrs}
-        if trial.state.name in STATES and not attrs.get("surplus") and not attrs.get("interrupted"):
+        if trial.state.name in STATES and trial.number < count:
             copy.add_trial(
                 optuna.trial.create_trial(
                     state=trial.state,
                     values=trial.values,
                     params=trial.params,
                     distributions=trial.distributions,
-                    user_attrs=attrs,
+                    user_attrs={**trial.user_attrs, "index": trial.number},
                     intermediate_values=trial.intermediate_values,
                 )
             )

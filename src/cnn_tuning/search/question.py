@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 # What may change without being another question: how much, by whom, and what is made of it afterwards.
-FREE = ("name", "budget", "workers", "storage", "heartbeat_s", "grace_s", "retries", "importance", "refit_seeds")
+FREE = ("name", "budget", "workers", "executor", "ray", "storage", "heartbeat_s", "grace_s", "retries",
+        "importance", "refit_seeds")  # fmt: skip
 ATTR = "question"
 
 

@@ -1,5 +1,7 @@
 """The worker processes of one search on this machine: a specification goes in on each one's standard input.
 
+`ray_staff.RayStaff` has the same methods, for processes anywhere.
+
 They have process groups of their own: a Ctrl-C in the terminal reaches the search, which asks them to stop.
 """
 
@@ -14,6 +16,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from cnn_tuning.search.study import is_gone, process_of
 
 COMMAND = [sys.executable, "-P", "-m", "cnn_tuning.search.worker"]
 EXIT_S = 10.0
@@ -33,6 +37,15 @@ class Worker:
         """Return its number."""
         return self.process.pid
 
+    @property
+    def status(self) -> int | None:
+        """Return how it ended (a signal as a negative number), None while it works."""
+        return self.process.returncode
+
+    def has(self, name: str) -> bool:
+        """Return whether a process's name is this one's."""
+        return f":{self.pid}:" in name
+
     def fate(self) -> str:
         """Return in a few words how it ended.
 
@@ -44,16 +57,8 @@ class Worker:
         except subprocess.TimeoutExpired:
             return "is alive"
         if status < 0:
-            return f"was ended by {_signal_name(-status)}"
-        return f"ended with status {status} ({self.last_words()})"
-
-    def last_words(self) -> str:
-        """Return the last line that it printed."""
-        try:
-            lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        except OSError:
-            return ""
-        return lines[-1].strip().removeprefix("error: ") if lines else "it printed nothing"
+            return f"was ended by {signal_name(-status)}"
+        return f"ended with status {status} ({last_words(self.log)})"
 
 
 class Staff:
@@ -70,9 +75,27 @@ class Staff:
         self.workers = [worker for worker in self.workers if worker.process.returncode is None]
         return self.workers
 
-    def of_pid(self, pid: int) -> Worker | None:
-        """Return the worker with this number, the latest if there were several."""
-        return next((w for w in [*self.workers, *reversed(self.left)] if w.pid == pid), None)
+    def of(self, name: str) -> Worker | None:
+        """Return the worker with this name, the latest if there were several."""
+        return next((w for w in [*self.workers, *reversed(self.left)] if w.has(name)), None)
+
+    def is_gone(self, name: str) -> bool:
+        """Return whether the process of this name is known to be dead."""
+        return is_gone(name)
+
+    def end(self, name: str) -> None:
+        """Kill a process that gives no sign of life, where it is of this machine."""
+        from psutil import wait_procs
+
+        process = process_of(name)
+        if process is None:
+            return
+        known = self.of(name)
+        process.kill()
+        if known is not None:
+            known.process.wait()
+        else:
+            wait_procs([process], timeout=10)
 
     def hire(self) -> None:
         """Start one more."""
@@ -114,6 +137,21 @@ class Staff:
                 self.kill()
             time.sleep(0.05)
 
+    def settle(self, name: str) -> None:
+        """End what a dead process left open: nothing here, others of its machine see that it is dead."""
+
+    def close(self) -> None:
+        """Give back what the staff took besides its workers: nothing here."""
+
+
+def last_words(log: Path) -> str:
+    """Return the last line that a worker printed."""
+    try:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return ""
+    return lines[-1].strip().removeprefix("error: ") if lines else "it printed nothing"
+
 
 def _device(place: int, size: int) -> dict[str, str]:
     """Return what gives workers side by side a GPU each, where the machine has several."""
@@ -132,7 +170,8 @@ def _gpus() -> int:
         return 0
 
 
-def _signal_name(number: int) -> str:
+def signal_name(number: int) -> str:
+    """Return what a signal is called."""
     try:
         return signal.Signals(number).name
     except ValueError:

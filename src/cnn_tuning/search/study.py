@@ -5,8 +5,8 @@ it is given. A process that takes one writes its name on it and raises `seconds`
 was interrupted is set back to WAITING with its values and number, so that the study comes out as if nothing
 had happened. Changes of a trial's state are made under one lock; whoever lost a trial meanwhile is told so.
 
-User attributes of a trial: `worker` (host:pid:start), `seconds` (its sign of life), `retries`, `reason` (why it
-failed), and what `trial.Spent` has.
+User attributes of a trial: `worker` (host:pid:start, of Ray host/tag:pid:start), `seconds` (its sign of life),
+`retries`, `reason` (why it failed), and what `trial.Spent` has.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Lost(Exception):
     """Another process was given the trial: this one seemed dead."""
 
 
-def this_process() -> str:
-    """Return what tells this process from any other on any machine."""
+def this_process(tag: str = "") -> str:
+    """Return what tells this process from any other on any machine; a tag says whose it is."""
     import psutil
 
     process = psutil.Process()
-    return f"{platform.node()}:{process.pid}:{process.create_time():.2f}"
+    return f"{platform.node()}{tag and '/'}{tag}:{process.pid}:{process.create_time():.2f}"
 
 
 def process_of(worker: str) -> Any:
@@ -45,7 +45,7 @@ def process_of(worker: str) -> Any:
     import psutil
 
     host, pid, began = worker.rsplit(":", 2)
-    if host != platform.node():
+    if host.partition("/")[0] != platform.node():
         return None
     try:
         process = psutil.Process(int(pid))
@@ -57,7 +57,7 @@ def process_of(worker: str) -> Any:
 
 def is_gone(worker: str) -> bool:
     """Return whether a process of this machine is dead; of another machine's nothing is known."""
-    return worker.startswith(f"{platform.node()}:") and process_of(worker) is None
+    return worker.startswith((f"{platform.node()}:", f"{platform.node()}/")) and process_of(worker) is None
 
 
 class SharedStudy:

@@ -7,20 +7,20 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from cnn_tuning.config import DiagnosisConfig, Recipe, SearchConfig, TrackingConfig, side_by_side
+from cnn_tuning.config import DiagnosisConfig, Recipe, SearchConfig, TrackingConfig, patch, side_by_side
 from cnn_tuning.data.packed import PackedData
 from cnn_tuning.errors import UserError
 from cnn_tuning.search.progress import SearchProgress
 from cnn_tuning.search.question import explain_others, note, question_of, study_name
 from cnn_tuning.search.staff import Staff
 from cnn_tuning.search.storage import PATIENCE_S, is_passing, unreachable
-from cnn_tuning.search.study import SharedStudy, is_gone, process_of, this_process
+from cnn_tuning.search.study import SharedStudy, this_process
 from cnn_tuning.search.watch import Watch
 from cnn_tuning.search.worker import Spec
 from cnn_tuning.tracking.run import Run
@@ -29,6 +29,8 @@ from cnn_tuning.training.resume import Interrupted, code_digest
 if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
+
+    from cnn_tuning.search.ray_staff import RayStaff
 
 LOOK_S = 0.3
 LOCK_WAIT_S = 2.0
@@ -57,12 +59,16 @@ def run_search(
         Interrupted: a signal came; the trials under way wait with what they have trained.
         UserError: the storage does not answer, or no worker comes up.
     """
+    if search.executor == "ray":
+        from cnn_tuning.search.ray_cluster import check_ray
+
+        check_ray(search.ray)
     data = PackedData.open(data_folder)
     _make_folder(folder)
     question = question_of(search, recipe, data.meta.digest, code_digest())
     name = study_name(search, question)
     tracked.set_tags({"study": name})
-    recipe = side_by_side(recipe, search.workers)
+    recipe = _with_share(search, recipe)
     spec = Spec(search, recipe, diagnosis, tracking, name, str(folder), str(data_folder), tracked.key, os.getpid())
     try:
         study = SharedStudy(search, recipe, name, folder, me=this_process(), patience_s=lambda: 0.0)
@@ -73,6 +79,23 @@ def run_search(
             raise
         raise unreachable(search.storage, error) from None
     return study.study
+
+
+def _with_share(search: SearchConfig, recipe: Recipe) -> Recipe:
+    """Return the recipe with a worker's share of the cores; Ray's is known before the host is."""
+    if search.executor == "local":
+        return side_by_side(recipe, search.workers)
+    if recipe.trainer.threads is not None:
+        return recipe
+    return patch(recipe, {"trainer.threads": max(1, int(search.ray.num_cpus))})
+
+
+def _staff(search: SearchConfig, folder: Path, spec: Spec, say: Callable[[str], None]) -> Staff | RayStaff:
+    if search.executor == "local":
+        return Staff(search.workers, folder, spec)
+    from cnn_tuning.search.ray_staff import RayStaff
+
+    return RayStaff(search.workers, folder, spec, say)
 
 
 def _prepare(study: SharedStudy, question: dict[str, Any]) -> None:
@@ -99,9 +122,9 @@ class Sweep:
     def __init__(self, study: SharedStudy, spec: Spec) -> None:
         self.study, self.spec, self.search = study, spec, spec.search
         study.lock_wait_s = LOCK_WAIT_S  # a worker may stop that has a lock: to be seen, and ended
-        self.staff = Staff(self.search.workers, study.folder, spec)
         self.watch = Watch(self.search.grace_s)
         self.progress = SearchProgress(self.search, study.trials())
+        self.staff = _staff(self.search, study.folder, spec, self.progress.say)
         self.began = self.noted = time.monotonic()
         self.before_s = self._spent_by_others()
         self.signum = self.judged = self.done = self.fruitless = 0
@@ -117,6 +140,7 @@ class Sweep:
                 self.staff.ask_to_stop()
                 self.staff.wait()
                 self._put_back()
+                self.staff.close()
                 self.progress.close()
         if self.signum:
             raise Interrupted(self.signum, self.study.folder)
@@ -159,28 +183,15 @@ class Sweep:
         silent = {trial.number for trial in self.watch.silent(running, time.monotonic())}
         for trial in running:
             worker = trial.user_attrs["worker"]
-            if is_gone(worker):
-                known = self.staff.of_pid(int(worker.rsplit(":", 2)[1]))
+            if self.staff.is_gone(worker):
+                known = self.staff.of(worker)
                 self._take_away(trial, f"its worker {known.fate() if known else 'is gone'}", counts=True)
+                self.staff.settle(worker)
             elif trial.number in silent:
-                self._end(worker)
+                self.staff.end(worker)
                 self._take_away(
                     trial, f"its worker gave no sign of life for {self.search.grace_s:g} s", counts=True
                 )
-
-    def _end(self, worker: str) -> None:
-        """Kill a process of this machine that gives no sign of life; one of another machine drops its trial."""
-        from psutil import wait_procs
-
-        process = process_of(worker)
-        if process is None:
-            return
-        known = self.staff.of_pid(process.pid)
-        process.kill()
-        if known is not None:
-            known.process.wait()
-        else:
-            wait_procs([process], timeout=10)
 
     def _take_away(self, trial: FrozenTrial, reason: str, *, counts: bool) -> None:
         try:
@@ -195,7 +206,7 @@ class Sweep:
     def _hire(self, trials: Sequence[FrozenTrial], waiting: int) -> None:
         alive = self.staff.alive()
         busy = {t.user_attrs.get("worker") for t in trials if t.state.name == "RUNNING"}
-        idle = sum(not any(f":{w.pid}:" in name for name in busy if name) for w in alive)
+        idle = sum(not any(w.has(name) for name in busy if name) for w in alive)
         for _ in range(min(self.search.workers - len(alive), waiting - idle)):
             self.staff.hire()
 
@@ -207,9 +218,9 @@ class Sweep:
             self.done, self.fruitless = done, 0
         names = [t.user_attrs.get("worker", "") for t in trials]
         for worker in new:
-            had_one = any(f":{worker.pid}:" in name for name in names)
+            had_one, status = any(map(worker.has, names)), worker.status or 0
             # A trial's own error is told as such; a worker's own status 1 has another cause.
-            self.fruitless += worker.process.returncode == 1 or (worker.process.returncode < 0 and not had_one)
+            self.fruitless += status == 1 or (status < 0 and not had_one)
         if self.fruitless >= FRUITLESS:
             raise UserError(
                 f"{FRUITLESS} workers failed and no trial got done: {new[-1].fate()}; see {new[-1].log}"
@@ -247,12 +258,12 @@ class Sweep:
         return sum(value for name, value in attrs.items() if name.startswith(SPENT) and name != own)
 
     def _put_back(self) -> None:
-        """Let the trials of this machine's dead processes wait: none is left running."""
+        """Let the trials of processes that are known to be dead wait: none is left running."""
         try:
             self.noted = 0.0
             self._note_time()
             for trial in self.study.trials():
-                if trial.state.name == "RUNNING" and is_gone(trial.user_attrs["worker"]):
+                if trial.state.name == "RUNNING" and self.staff.is_gone(trial.user_attrs["worker"]):
                     self._take_away(trial, "", counts=False)
         except Exception as error:  # of a storage that is gone: the next start puts them back
             if not is_passing(error):

@@ -15,13 +15,12 @@ from pytorch_lightning.callbacks import Callback
 
 from cnn_tuning.config import DiagnosisConfig, Recipe, SearchConfig, patch
 from cnn_tuning.data.packed import PackedData
-from cnn_tuning.diagnosis.findings import tags_of
-from cnn_tuning.diagnosis.judge import judge as judged
+from cnn_tuning.diagnosis.record import judge_and_record
 from cnn_tuning.diagnosis.watch import Watch
 from cnn_tuning.search.samplers import reports_epochs
 from cnn_tuning.tracking.run import Run
 from cnn_tuning.training.classifier import Classifier
-from cnn_tuning.training.fit import Fitted, fit
+from cnn_tuning.training.fit import Diverged, Fitted, fit
 from cnn_tuning.training.resume import Keeper
 
 # A value at a step goes out, whether to give the trial up comes back; raises `Lost`.
@@ -119,16 +118,22 @@ def run_trial(
         each = EachEpoch(spent, tracked if first else None, judge, metric, pass_on)
         seeded = patch(recipe, {"seed": recipe.seed + number})
         watch = Watch(seeded, diagnosis, name, stops=False)
-        fitted = fit(
-            seeded,
-            data,
-            state_folder=state / str(number),
-            log=tracked.log_metrics if first else None,
-            callbacks=[*watch.callbacks, each],
-            name=f"{name}, seed {seeded.seed}" if search.seeds > 1 else name,
-        )
+        try:
+            fitted = fit(
+                seeded,
+                data,
+                state_folder=state / str(number),
+                log=tracked.log_metrics if first else None,
+                callbacks=[*watch.callbacks, each],
+                name=f"{name}, seed {seeded.seed}" if search.seeds > 1 else name,
+            )
+        except (Diverged, optuna.TrialPruned):
+            if first:
+                judge_and_record(tracked, state, seeded, watch.so_far(), diagnosis)
+            raise
         if first:
-            tracked.set_tags(tags_of(judged(watch.conclude(fitted, data), diagnosis)))
+            recording = watch.conclude(fitted, data, tracked.system_samples())
+            judge_and_record(tracked, state, fitted.recipe, recording, diagnosis)
         results.append([_value(o.metric, fitted, price_per_hour) for o in search.objectives])
         give_up = search.pruner.name == "wilcoxon" and report(results[-1][0], number)
         if give_up and number + 1 < search.seeds:

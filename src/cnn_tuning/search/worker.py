@@ -39,7 +39,10 @@ STATES: dict[str, tuple[str, Literal["FINISHED", "FAILED", "KILLED"]]] = {
 
 @dataclass(frozen=True)
 class Spec:
-    """What a worker is told on its standard input: `parent` is the key of the search's run, `boss` a process."""
+    """What a worker is told on its standard input.
+
+    `parent` is the key of the search's run, `boss` the process that it is not to outlive, `tag` part of its name.
+    """
 
     search: SearchConfig
     recipe: Recipe
@@ -50,6 +53,7 @@ class Spec:
     data: str
     parent: str
     boss: int
+    tag: str = ""
 
 
 def work(spec: Spec) -> None:
@@ -66,7 +70,7 @@ def work(spec: Spec) -> None:
         spec.recipe,
         spec.study,
         Path(spec.folder),
-        me=this_process(),
+        me=this_process(spec.tag),
         patience_s=lambda: 0.0 if asked.to_stop() else PATIENCE_S,
     )
     desk = _Desk(spec, study, PackedData.open(Path(spec.data)), asked)
