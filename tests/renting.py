@@ -22,7 +22,7 @@ from moto import mock_aws
 
 from cnn_tuning.cloud import launch, teardown
 from cnn_tuning.cloud.aws import Aws
-from cnn_tuning.cloud.names import Order
+from cnn_tuning.cloud.names import PATH, Order
 from cnn_tuning.cloud.plan import Option
 from cnn_tuning.cloud.prices import PRICING_REGION
 from cnn_tuning.config import HostConfig, compose
@@ -31,6 +31,14 @@ from cnn_tuning.errors import UserError
 ROOT = Path(__file__).parents[1]
 REGION = "us-east-1"
 ACCOUNT = "123456789012"  # moto's
+# What a run makes in EC2 besides instances, which moto shows when they are gone.
+TAGGED = {
+    "describe_addresses": "Addresses",
+    "describe_launch_templates": "LaunchTemplates",
+    "describe_network_interfaces": "NetworkInterfaces",
+    "describe_security_groups": "SecurityGroups",
+    "describe_volumes": "Volumes",
+}
 ON_DEMAND = {"g4dn.xlarge": "0.526", "g5.xlarge": "1.006", "g6.xlarge": "0.8048", "c7i.2xlarge": "0.357"}
 
 
@@ -172,6 +180,25 @@ def aws(_shared: Aws, credentials: None, prices: None, monkeypatch: pytest.Monke
     monkeypatch.setattr(Aws, "client", client)
     with mock_aws():
         yield _shared
+        leave_nothing(_shared)
+
+
+def leave_nothing(aws: Aws) -> None:
+    """Remove every run, as a person does in the end, and be sure that nothing of any is left."""
+    project = host_config().project
+    for run in teardown.all_runs(aws, project):
+        teardown.remove(aws, project, run)
+    assert teardown.all_runs(aws, project) == []
+    ec2, tagged = aws.client("ec2"), [{"Name": "tag-key", "Values": ["project"]}]
+    left = [thing for operation, key in TAGGED.items() for thing in getattr(ec2, operation)(Filters=tagged)[key]]
+    hosts = [
+        item for group in ec2.describe_instances(Filters=tagged)["Reservations"] for item in group["Instances"]
+    ]
+    left += [item for item in hosts if item["State"]["Name"] != "terminated"]
+    left += aws.client("iam").list_roles(PathPrefix=PATH)["Roles"]
+    left += aws.client("iam").list_instance_profiles(PathPrefix=PATH)["InstanceProfiles"]
+    left += aws.client("scheduler").list_schedules()["Schedules"]
+    assert left == []
 
 
 @pytest.fixture

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import signal
 import sys
 import tarfile
+import threading
+import time
 from pathlib import PurePosixPath
 from tempfile import TemporaryDirectory
 
@@ -14,9 +17,13 @@ import pytest
 from agents import PLACE, Agent
 from hypothesis import given
 from hypothesis import strategies as st
-from seaweed import _weed, seaweed  # noqa: F401
+from seaweed import BUCKET, REGION, _weed, seaweed  # noqa: F401
 
+from cnn_tuning.cloud.attempt import Attempt
 from cnn_tuning.cloud.checkpoint import pack, unpack
+from cnn_tuning.cloud.metadata import Metadata
+from cnn_tuning.cloud.runfolder import RunFolder
+from cnn_tuning.cloud.supervise import Ended
 
 NAMES = st.text(st.sampled_from("abc ö-_."), min_size=1, max_size=6).filter(lambda name: name.strip("."))
 FILES = st.dictionaries(
@@ -50,16 +57,84 @@ def test_halves_and_locks_stay_where_they_are_and_a_torn_line_is_cut(tmp_path):
         (spool / name).touch()
     (spool / "run.jsonl").write_text('{"event": "start"}\n{"event": "met')
     (spool / "link").symlink_to("/etc/passwd")
+    features = tmp_path / "here/.state/features/key"  # larger than all the rest, perhaps, and made again
+    features.mkdir(parents=True)
+    (features / "large").write_bytes(bytes(1000))
     pack(tmp_path / "here", tmp_path / "archive")
     unpack(tmp_path / "archive", tmp_path / "there")
     [only] = [path for path in (tmp_path / "there").rglob("*") if path.is_file()]
     assert only.read_text() == '{"event": "start"}\n'
 
 
+@pytest.fixture
+def attempt(tmp_path, seaweed):  # noqa: F811
+    """An attempt in this process, with unfinished work, a spool, and a DVC that has nothing to do."""
+    project = tmp_path / "project"
+    (project / ".state/spool").mkdir(parents=True)
+    (project / ".state/step").write_text("0")
+    (project / ".state/spool/one.jsonl").write_text("{}\n")
+    return Attempt(
+        folder=RunFolder(seaweed.client(), BUCKET, PLACE),
+        region=REGION,
+        attempt=0,
+        told=tmp_path / "told.json",
+        began=time.time(),
+        metadata=Metadata("http://127.0.0.1:9"),
+        project=project,
+    )
+
+
+@contextlib.contextmanager
+def while_uploading(attempt, does):
+    """Let something happen whenever an archive is about to be sent."""
+
+    def about(model, params, **_):
+        if "/checkpoints/" in params["url_path"] and params["url_path"].endswith(".gz"):
+            does()
+
+    events = attempt.folder.s3.meta.events
+    events.register("before-call.s3.PutObject", about)
+    try:
+        yield
+    finally:
+        events.unregister("before-call.s3.PutObject", about)
+
+
+def test_two_archives_at_a_time_are_two(attempt, seaweed):  # noqa: F811
+    both = threading.Barrier(2)
+
+    def does():
+        (attempt.project / ".state/step").write_text("one more")
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(timeout=0.5)  # the other one is here, too, if nothing keeps it out
+
+    with while_uploading(attempt, does):
+        threads = [threading.Thread(target=attempt.archive) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    kept = [key for key in seaweed.keys(f"{PLACE}/checkpoints/") if key.endswith(".gz")]
+    assert kept == [f"{PLACE}/checkpoints/000{number}-0.tar.gz" for number in (1, 2)]
+
+
+def test_an_archive_that_takes_too_long_costs_the_results_nothing(attempt, seaweed, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr("cnn_tuning.cloud.attempt.SAVING_S", 1.0)
+    released = threading.Event()
+    with while_uploading(attempt, lambda: released.wait(60)):
+        assert attempt.conclude(Ended("notice", -15)) == 75
+        assert json.loads(seaweed.read(f"{PLACE}/state.json"))["state"] == "interrupted"
+        assert seaweed.read(f"{PLACE}/spool/one.jsonl") == b"{}\n"
+        assert f"{PLACE}/checkpoints/latest.json" not in seaweed.keys(PLACE)  # the fault is real
+        released.set()
+    assert "not uploaded within 1 s: checkpoint" in capsys.readouterr().err
+
+
 def test_a_pipeline_that_fails_keeps_its_status_and_its_work(tmp_path, seaweed):  # noqa: F811
     agent = Agent(tmp_path, seaweed)
     fails = (
-        "import pathlib; pathlib.Path('.state').mkdir(); pathlib.Path('.state/half').touch(); raise SystemExit(3)"
+        "import pathlib; pathlib.Path('.state').mkdir(exist_ok=True); "
+        "pathlib.Path('.state/half').touch(); raise SystemExit(3)"
     )
     process = agent.start("run", "--", sys.executable, "-c", fails)
     printed, _ = process.communicate(timeout=60)

@@ -89,7 +89,7 @@ def test_a_host_that_is_done_has_pushed_reported_and_shuts_down(machine):
     assert machine.boot() == 0
     calls = machine.calls
     assert calls[0] == "shutdown -h +57"  # the lifetime is set before anything else can go wrong
-    commands = ("make setup", "dvc --wait-for-lock repro", "dvc push")
+    commands = ("make setup", "dvc --wait-for-lock repro", "dvc --wait-for-lock push")
     order_of = [calls.index(call) for call in commands]
     assert order_of == sorted(order_of)
     asked = [call for call in calls if call.startswith("python -m cnn_tuning.cloud.agent")]
@@ -120,7 +120,7 @@ def test_what_the_agent_has_said_stays(machine):
     assert machine.boot() == 75
     assert machine.calls[-1] == "shutdown -h now"
     assert json.loads(machine.uploaded("state.json")) == {"state": "interrupted"}  # not "failed"
-    assert "dvc push" not in machine.calls
+    assert "dvc --wait-for-lock push" not in machine.calls
     assert "host of run run-one" in machine.uploaded("boot.log")
 
 
@@ -155,6 +155,18 @@ def test_an_interactive_host_runs_no_pipeline_and_keeps_its_token_to_itself(mach
     assert machine.calls[-1] == "shutdown -h now"
 
 
+def test_what_is_missing_is_installed_once_apt_is_free(machine):
+    machine.stand_in("python3", "exit 1")  # too old
+    # The system's own updates hold the lock of the lists for two tries.
+    machine.stand_in("apt-get", f'[ "$3" != update ] || [ "$(grep -c "update -q" {machine.calls_file})" -gt 2 ]')
+    machine.stand_in("sleep", '[ "$1" = 10 ] || exec /bin/sleep "$1"')
+    assert machine.boot() == 0
+    apt = "apt-get -o DPkg::Lock::Timeout=300"
+    asked = [call for call in machine.calls if call.startswith("apt-get")]
+    assert asked == [*[f"{apt} update -q"] * 3, f"{apt} install -qy python3-venv"]
+    assert machine.calls.index("make setup") > machine.calls.index(asked[-1])
+
+
 def test_it_fits_into_user_data(machine):
     assert len(machine.script().encode()) < 8 * 1024 < LARGEST_USER_DATA
 
@@ -166,7 +178,7 @@ def test_it_fits_into_user_data(machine):
         ("dvc", '[ "$2" != repro ]', "pipeline"),
         ("python", '[ "${*: -1}" != restore ]', "restore"),
         ("python", '[ "${*: -1}" != pull ]', "data"),
-        ("dvc", '[ "$1" != push ]', "results"),
+        ("dvc", '[ "$2" != push ]', "results"),
         ("git", "exit 128", "code"),
     ],
 )

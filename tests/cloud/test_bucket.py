@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from renting import ACCOUNT, ROOT
+from renting import ACCOUNT, ROOT, intercept
 
 from cnn_tuning.cloud.bucket import make
 from cnn_tuning.config import compose
@@ -58,6 +58,24 @@ def test_a_bucket_that_is_there_keeps_its_contents_and_other_statements(aws):
     assert [item["Key"] for item in s3.list_objects_v2(Bucket="a-bucket")["Contents"]] == ["kept"]
 
 
+def test_a_bucket_in_another_region_is_told(aws):
+    aws.client("s3").create_bucket(
+        Bucket="a-bucket", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"}
+    )
+    with pytest.raises(UserError, match=r"a-bucket is in eu-west-1: .*host\.region=eu-west-1"):
+        make(aws, "a-bucket", "ours")
+
+
+def test_a_bucket_of_someone_else_is_told(aws):
+    denied = {"Error": {"Code": "AccessDenied", "Message": "no"}}
+    stop = intercept(aws.client("s3"), "GetBucketLocation", lambda _: denied)
+    try:
+        with pytest.raises(UserError, match="someone else"):
+            make(aws, "a-bucket", "ours")
+    finally:
+        stop()
+
+
 def test_a_bad_name_is_told_before_anything_is_asked(aws):
     with pytest.raises(UserError, match="3 to 63"):
         make(aws, "Not_A_Bucket", "ours")
@@ -72,7 +90,7 @@ def test_init_makes_a_remote_that_verifies(aws, repository, command):
     remote = dict(read["'remote \"storage\"'"])
     assert remote == {"url": "s3://a-bucket/cnn-tuning/dvc", "region": "us-east-1", "verify": "true"}
     policies = json.loads(done.stdout)
-    assert set(policies) == {"person", "host", "guard", "bucket"}
+    assert set(policies) == {"person", "person, for Ray clusters", "host", "guard", "bucket"}
     assert ACCOUNT not in done.output
     (repository / "params.yaml").write_text("experiment: mnist\n")
     elsewhere = command("remote", "init", "b-bucket")
@@ -94,6 +112,21 @@ def test_policies_need_no_aws_and_are_of_least_privilege(no_aws, folder, command
 def test_without_a_bucket_the_command_says_which_is_meant(no_aws, folder, command):
     (folder / "params.yaml").write_text("experiment: mnist\n")
     assert "name a bucket" in command("remote", "policies").output
+
+
+def test_the_pages_way_to_zero_empties_a_versioned_bucket(aws, monkeypatch):
+    page = (ROOT / "docs/hosts.md").read_text()
+    code = page.split("python - my-bucket <<'END'\n")[1].split("END\n")[0]
+    s3 = aws.client("s3")
+    s3.create_bucket(Bucket="my-bucket")
+    s3.put_bucket_versioning(Bucket="my-bucket", VersioningConfiguration={"Status": "Enabled"})
+    for body in (b"1", b"2"):
+        s3.put_object(Bucket="my-bucket", Key="kept", Body=body)
+    s3.delete_object(Bucket="my-bucket", Key="kept")
+    monkeypatch.setattr(sys, "argv", ["-", "my-bucket"])
+    exec(code, {})
+    s3.delete_bucket(Bucket="my-bucket")
+    assert s3.list_buckets()["Buckets"] == []
 
 
 def test_the_pages_own_host_type_is_valid(no_aws, tmp_path):

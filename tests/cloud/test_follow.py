@@ -205,12 +205,59 @@ def test_another_experiment_goes_along_and_nothing_changes_here(aws, project, co
     played.plays(*ends_well(played))
     done = command(*START, "--experiment", "mnist_fast")
     assert (project / "params.yaml").read_text() == before
-    assert "the results are of experiment mnist_fast" in done.output and done.exit_code == 1
+    assert done.exit_code == 0, done.output
+    assert "dvc.lock stays as it is: the results are of experiment mnist_fast" in done.output
+    assert f"0 files fetched, none named, in .state/hosts/{RUN}/outs" in done.output
     assert not (project / "dvc.lock").exists()
     (project / "params.yaml").write_text(before.replace("experiment: mnist\n", "experiment: mnist_fast\n"))
     taken = command("host", "pull", RUN)
     assert taken.exit_code == 0, taken.output
     assert (project / "dvc.lock").read_text() == LOCK
+
+
+def test_what_was_pulled_midway_does_not_block_the_end(aws, project, command, played):
+    partial = LOCK.replace("md5: x", "md5: y")
+
+    def pull():
+        pulled = command("host", "pull", RUN)
+        assert pulled.exit_code == 0, pulled.output
+        assert (project / "dvc.lock").read_text() == partial
+
+    played.plays(played.tells("started"), played.leaves(dvc__lock=partial), pull, *ends_well(played))
+    done = command(*START)
+    assert done.exit_code == 0, done.output
+    assert (project / "dvc.lock").read_text() == LOCK
+
+
+def test_before_the_first_upload_there_is_nothing_to_pull(aws, project, command, played):
+    command(*START, "--detach")
+    played.put("boot.log", f"arn:aws:iam::{ACCOUNT}:role/x")
+    pulled = command("host", "pull", RUN)
+    assert pulled.exit_code == 0, pulled.output
+    assert "has left no dvc.lock yet" in pulled.output
+    assert (project / ".state/hosts" / RUN / "boot.log").read_text() == "arn:aws:iam::***:role/x"
+    assert command("host", "down", RUN).exit_code == 0
+
+
+def test_a_file_of_the_same_size_is_fetched_again_if_it_differs(aws, project, command, played):
+    command(*START, "--detach")
+    kept = project / ".state/hosts" / RUN / "spool/one/files/0/x"
+    asked = []
+
+    def count(params, **_):
+        asked.append(params["Key"])
+
+    events = aws.client("s3").meta.events
+    events.register("provide-client-params.s3.GetObject", count)
+    try:
+        for text in ("old", "new", "new"):
+            played.put("spool/one/files/0/x", text)
+            assert command("host", "pull", RUN).exit_code == 0
+            assert kept.read_text() == text
+    finally:
+        events.unregister("provide-client-params.s3.GetObject", count)
+    assert len([key for key in asked if key.endswith("/0/x")]) == 2
+    assert command("host", "down", RUN).exit_code == 0
 
 
 def test_a_host_that_failed_says_where_and_shows_its_last_lines(aws, project, command, played):
@@ -247,6 +294,10 @@ def test_a_network_that_is_away_for_a_while_is_sat_out(aws, project, command, pl
     [
         ("[core]\n", "DVC has no default remote in .dvc/config"),
         ("[core]\n    remote = disk\n['remote \"disk\"']\n    url = /tmp/x\n", "which a host cannot reach"),
+        (
+            "[core]\n    remote = other\n['remote \"other\"']\n    url = s3://a-bucket/elsewhere/dvc\n",
+            "may read below s3://a-bucket/cnn-tuning/ only",
+        ),
     ],
 )
 def test_without_a_remote_nothing_starts(aws, project, command, played, config, told):
@@ -376,7 +427,7 @@ def test_a_spool_that_went_another_way_is_delivered_again(
     values = [{"event": "metrics", "step": step, "values": {"train/loss": 0.5}} for step in range(3)]
     first = spooled("one", values)
     played.put("spool/one.jsonl", first)
-    assert command("host", "pull", RUN).exit_code == 1  # no dvc.lock yet
+    assert command("host", "pull", RUN).exit_code == 0  # no dvc.lock yet
     assert "not ended yet" in command("host", "pull", RUN).output
     again = {"event": "metrics", "step": 7, "values": {"train/accuracy": 0.9}}
     end = {"event": "finish", "status": "FINISHED", "error": ""}

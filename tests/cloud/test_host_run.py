@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 
 import pytest
-from played_host import LOCK, ends_well
+from played_host import LOCK, ends_well, spooled
 from renting import ROOT
 
 from cnn_tuning.cloud import inventory
 from cnn_tuning.cloud.code import bundle, snapshot
 from cnn_tuning.cloud.names import as_mapping
+from cnn_tuning.config import compose, flatten, to_plain
 from cnn_tuning.errors import UserError
 
 WHO = ("-c", "user.name=t", "-c", "user.email=t@example.org")
@@ -87,6 +90,38 @@ def test_a_run_starts_one_host_with_the_code_and_an_end_within_the_budget(aws, p
     again = command("host", "run", "--detach", "--run", "run-one")
     assert f"host {item['InstanceId']} runs" in again.output
     assert len(inventory.instances(aws, "cnn-tuning")) == 1
+
+
+def test_speeds_that_were_measured_count_in_the_plan_of_a_run(
+    aws, project, command, played, store_db, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store_db}")
+    plan = ("host", "plan", "--json")
+
+    def rests_on(*arguments):
+        [found] = [
+            one for one in json.loads(command(*plan, *arguments).output)["options"] if one["type"][0] == "g"
+        ]
+        return found["basis"], round(found["samples_per_second"])
+
+    assert rests_on()[0] == "calibration table"
+    config = compose([])
+    params = flatten({"model": to_plain(config.model), "data": {"image": to_plain(config.data.image)}})
+    events = [
+        {"event": "params", "values": params},
+        {"event": "metrics", "step": 0, "values": {"time/samples_per_second": 61000.0}},
+        {"event": "finish", "status": "FINISHED", "error": ""},
+    ]
+    about = {"tags": {"cnn_tuning.kind": "train"}, "experiment": config.tracking.experiment}
+    played.put("spool/one.jsonl", spooled("one", events, **about))
+    played.plays(*ends_well(played))
+    assert command("host", "run", "--yes", "--run", "run-one").exit_code == 0
+    assert rests_on() == ("measured", 61000)
+    assert rests_on("model=lab_cnn")[0] != "measured"
+    assert rests_on("--measured", "g5.xlarge=70000") == ("measured", 70000)
+    started = command("host", "run", "--yes", "--detach", "--run", "run-two", "--measured", "g5.xlarge=70000")
+    assert started.exit_code == 0, started.output
+    assert re.search(r"g5\.xlarge .* 70,000 +measured ", started.output)
 
 
 def test_nothing_starts_without_a_yes(aws, project, command):

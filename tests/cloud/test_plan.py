@@ -68,6 +68,7 @@ def test_a_v100_is_refused_with_reason_and_replacement():
     ("changes", "market", "told"),
     [
         ({}, replace(PRICES, quotas={"L-3819A6DF": 2.0}), "quota is 2 vCPUs of 4"),
+        ({}, replace(PRICES, used={"L-3819A6DF": 6.0}), "quota is 8 vCPUs of 4, 6 in use"),
         ({"max_price_per_hour": 0.1}, PRICES, "max_price_per_hour"),
         ({"max_hours": 0.1}, PRICES, "host.max_hours"),
         ({"budget": 0.01}, PRICES, "host.budget"),

@@ -92,10 +92,14 @@ def test_what_fails_is_noted_and_the_rest_is_known(aws):
     no_quotas.add_client_error("get_service_quota", "TooManyRequestsException", "slow down")
     ec2, spot = stubbed("ec2")
     spot.add_response("describe_spot_price_history", {"SpotPriceHistory": [row("us-east-1a", "0.4", 9)]})
+    one = {"InstanceType": "g5.xlarge", "CpuOptions": {"CoreCount": 2, "ThreadsPerCore": 2}}
+    others = [{**one, "InstanceLifecycle": "spot"}] * 2
+    spot.add_response("describe_instances", {"Reservations": [{"Instances": [one, *others]}]})
     with no_prices, no_quotas, spot:
         market = ask_market(answering(pricing=pricing, service_quotas=quotas, ec2=ec2), ["g5.xlarge", "g6.xlarge"])
     assert market.spot == {"g5.xlarge": {"us-east-1a": 0.4}}
     assert (market.on_demand, market.quotas) == ({}, {})
+    assert market.used == {"L-DB2E81BA": 4, "L-3819A6DF": 8}
     told = "\n".join(market.notes)
     assert "on-demand prices unknown" in told and "pricing:GetProducts" in told
     assert "quotas unknown" in told

@@ -80,6 +80,20 @@ def test_data_goes_out_and_models_come_back(aws, project, command, played, tmp_p
     assert (project / "models/baseline").read_bytes() == (there / "models/baseline").read_bytes()
     assert all_runs(aws, "cnn-tuning") == []
 
+    # Where something else is asked for here by now, they come beside what is here.
+    asked = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(asked.replace("limit: 60000", "limit: 50000"))
+    made = (project / "models/baseline").read_bytes()
+    subprocess.run(["rm", "-rf", ".dvc/cache", "models"], cwd=project, check=True)
+    (project / "dvc.lock").write_text("mine: 1\n")
+    apart = command("host", "pull", RUN)
+    assert apart.exit_code == 0, apart.output
+    assert f"1 files fetched, models/baseline, in .state/hosts/{RUN}/outs" in apart.output
+    assert (project / ".state/hosts" / RUN / "outs/models/baseline").read_bytes() == made
+    assert (project / "dvc.lock").read_text() == "mine: 1\n" and not (project / "models").exists()
+    (project / "params.yaml").write_text(asked)
+    (project / "dvc.lock").write_bytes((there / "dvc.lock").read_bytes())
+
     # What DVC refuses is one line, and the rest of the results are here all the same.
     keys = [item["Key"] for item in aws.client("s3").list_objects_v2(Bucket=BUCKET)["Contents"]]
     for key in keys:

@@ -11,6 +11,7 @@ from renting import ACCOUNT, host_config, option, order
 from cnn_tuning.cloud import inventory
 from cnn_tuning.cloud.launch import launch
 from cnn_tuning.cloud.names import as_list
+from cnn_tuning.cloud.plan import extras_per_hour
 
 
 @pytest.fixture
@@ -90,6 +91,15 @@ def test_what_hosts_cost_is_kept_when_they_are_gone(aws, host, folder, command):
     [bill] = json.loads(command("host", "cost", "--json").output)["hosts"]
     assert bill["run"] == "run-one" and bill["ended"] and bill["usd"] >= 0
     assert "for 1 hosts" in command("host", "cost").output
+
+
+def test_a_bill_of_down_holds_disk_and_address_as_those_of_runs_do(aws, host, folder, command, monkeypatch):
+    placed = host_config(**{**host.__dict__, "market": "on-demand"})
+    launch(aws, placed, order(), [option()])
+    monkeypatch.setattr(inventory, "utc_now", lambda: datetime.now(UTC) + timedelta(hours=1))
+    command("host", "down", "run-one")
+    [bill] = json.loads(command("host", "cost", "--json").output)["hosts"]
+    assert bill["usd"] == pytest.approx(bill["hours"] * (1.006 + extras_per_hour(placed)))
 
 
 def test_down_must_be_told_what(aws, folder, command):

@@ -30,6 +30,20 @@ def test_stops_with_the_uri_named(tracking, dead_uri, tmp_path):
     assert not (tmp_path / "spool").exists()
 
 
+@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg", "mysql+pymysql"])
+def test_stops_where_no_database_listens(tracking, tmp_path, scheme):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{closed.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"{place}/runs is not reachable .*refused") as told:
+            Run.start(
+                tracking(uri=f"{scheme}://me:hush-hush@{place}/runs", on_unreachable="stop"),
+                name="n", kind="train", params={},
+            )  # fmt: skip
+    assert "hush-hush" not in str(told.value)
+    assert not (tmp_path / "spool").exists()
+
+
 def test_spools_and_says_so(tracking, dead_uri, tmp_path, capfd):
     began = time.monotonic()
     run = Run.start(tracking(uri=dead_uri, wait_s=2.0), name="n", kind="train", params={"seed": 1})

@@ -36,7 +36,7 @@ def test_17_the_work_is_uploaded_before_the_host_is_gone(agent, imds):  # noqa: 
     assert imds.told_at is not None  # the fault is real: the notice was read
     assert process.returncode == 75, printed
     latest, names = saved(agent)
-    assert names == {"dvc.lock", ".state/train/begun", ".state/train/saved"}
+    assert names == {"dvc.lock", ".state/spool/keep", ".state/train/begun", ".state/train/saved"}
     assert datetime.fromisoformat(latest["at"]) < imds.notice_at
     assert agent.calls == ["dvc --wait-for-lock push --quiet"]  # what finished stages made
     state = agent.json("state.json")
@@ -51,7 +51,7 @@ def test_17_a_training_that_does_not_stop_is_ended_in_time(agent, imds):  # noqa
     imds.notice()
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 75, printed
-    assert saved(agent)[1] == {"dvc.lock", ".state/train/begun"}
+    assert saved(agent)[1] == {"dvc.lock", ".state/spool/keep", ".state/train/begun"}
 
 
 def test_17_another_host_goes_on_from_there(agent, imds, tmp_path, seaweed):  # noqa: F811

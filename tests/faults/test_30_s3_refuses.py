@@ -15,6 +15,9 @@ from renting import credentials, no_aws  # noqa: F401
 from seaweed import BUCKET, REGION, _weed, seaweed  # noqa: F401
 
 from cnn_tuning.cloud.aws import Aws, telling
+from cnn_tuning.cloud.pulling import pull
+from cnn_tuning.cloud.runfolder import RunFolder
+from cnn_tuning.cloud.supply import push
 from cnn_tuning.config import SourceConfig
 from cnn_tuning.data.sources import fetch
 from cnn_tuning.errors import UserError
@@ -108,6 +111,31 @@ def test_30_on_a_host_before_it_does_anything(faulty, seaweed, tmp_path, case): 
     assert CLOUD[case] in line
 
 
+def test_30_a_hiccup_ends_no_run(no_aws, monkeypatch):  # noqa: F811
+    answers = [503, 500, 200]
+
+    class Hiccups(_Expired):
+        def do_GET(self) -> None:
+            status = answers.pop(0)
+            body = b'{"key": "k"}' if status == 200 else b"<Error><Code>SlowDown</Code></Error>"
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hiccups)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing-secret")
+    try:
+        folder = RunFolder.at(f"s3://{BUCKET}/{PLACE}", REGION, patient=False)  # as `restore` asks
+        assert folder.get_json("checkpoints/latest.json") == {"key": "k"}
+    finally:
+        server.shutdown()
+    assert answers == []
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_30_on_the_laptop(faulty, case):
     _, bucket = faulty(case)
@@ -130,6 +158,26 @@ def test_30_where_data_are_fetched(faulty, tmp_path, capsys, case, whole, data_c
     assert time.monotonic() - began < WITHIN_S
     assert DATA[case] in str(told.value)
     assert f"s3://{bucket}/data/" in str(told.value)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "does",
+    [lambda project: push(REGION, project), lambda project: pull(project, REGION)],
+    ids=["push", "pull"],
+)
+def test_30_where_dvc_pushes_and_pulls(faulty, tmp_path, case, does):
+    _, bucket = faulty(case)
+    (tmp_path / ".dvc").mkdir()
+    url = f"s3://{bucket}/cnn-tuning/dvc"
+    (tmp_path / ".dvc/config").write_text(f"[core]\n    remote = s\n['remote \"s\"']\n    url = {url}\n")
+    out = f"{{path: data, hash: md5, md5: {'a' * 32}, size: 1}}"
+    (tmp_path / "dvc.lock").write_text(f"schema: '2.0'\nstages: {{make: {{cmd: make, outs: [{out}]}}}}\n")
+    began = time.monotonic()
+    with pytest.raises(UserError, match=f"^bucket {bucket}: ") as told:
+        does(tmp_path)
+    assert time.monotonic() - began < WITHIN_S
+    assert CLOUD[case] in str(told.value) and "\n" not in str(told.value)
 
 
 @pytest.fixture(scope="module")

@@ -55,6 +55,19 @@ def test_40_the_laptop_says_that_it_is_spent(agent):
     assert_saved_and_stated(agent, process)
 
 
+def test_40_it_is_heard_during_a_long_push(agent):
+    pushing, released = agent.folder / "pushing", agent.folder / "released"
+    (agent.folder / "bin/dvc").write_text(
+        f"#!/bin/sh\ntouch {pushing}\nwhile [ ! -e {released} ]; do sleep 0.1; done\n"
+    )
+    process = agent.work("--save-every", "0.1")
+    agent.wait_for("../pushing", process)
+    agent.store.put(f"{PLACE}/stop.json", b'{"why": "budget", "attempt": 0}')
+    agent.wait_for(".state/train/saved", process)  # the push is still at work
+    released.touch()
+    assert_saved_and_stated(agent, process)
+
+
 def test_40_what_was_said_to_the_host_before_is_not_for_this_one(agent):
     agent.store.put(f"{PLACE}/stop.json", b'{"why": "budget", "attempt": 0}')
     process = agent.work(seconds=1.5, attempt=1)

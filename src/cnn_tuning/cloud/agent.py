@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -73,16 +74,20 @@ def pull(attempt: Attempt) -> None:
 def run(attempt: Attempt, command: tuple[str, ...], **times: float) -> None:
     """Run COMMAND, and save its work when the host is taken away or its lifetime ends."""
     attempt.learn_price()
+    attempt.keep_files()
     ended = supervise(
         command,
         Times(**times),
         attempt.output,
         report=attempt.report,
-        save=attempt.save,
+        saves=(attempt.archive, attempt.push),
         metadata=attempt.metadata,
         environment={} if attempt.price_per_hour is None else {PRICE: f"{attempt.price_per_hour:g}"},
     )
-    sys.exit(attempt.conclude(ended))
+    code = attempt.conclude(ended)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)  # an upload that hangs would keep the host
 
 
 @agent.command()

@@ -6,6 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,10 +21,16 @@ from cnn_tuning.cloud.supervise import Ended, Output
 from cnn_tuning.errors import UserError
 
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
-# EC2 gives two minutes from the notice; what is left of them after the training has saved.
-PUSH_S = 30.0
+# EC2 gives two minutes from the notice: 5 s until it is seen, 55 s for the training to save and end, this, and
+# what is left for the last word.
+SAVING_S = 45.0
+# Nothing presses where the pipeline itself has failed.
+UNHURRIED_S = 900.0
+# What a push has uploaded so far stays there: the next one goes on.
+PUSH_S = 600.0
 RESULTS = ("dvc.lock", "params.lock.yaml")
 SPOOL = Path(".state/spool")
+KEEP = "keep"  # as tracking.spool names it
 STOP = "stop.json"  # the laptop's budget watcher
 RECORD = "run.json"  # the laptop's record of the run's hosts
 STATES = {"notice": "interrupted", "signal": "interrupted", "lifetime": "over-budget", "asked": "over-budget"}
@@ -44,6 +51,9 @@ class Attempt:
     project: Path = Path()
     _saved: Any = None
     _pushed: bytes = b""
+    # Two archives at a time would take the same number, two pushes each other's lock.
+    _archiving: threading.Lock = field(default_factory=threading.Lock)
+    _pushing: threading.Lock = field(default_factory=threading.Lock)
 
     def learn_price(self) -> None:
         """Take over what this very host costs, as the laptop notes it; until then the highest price stands."""
@@ -53,6 +63,12 @@ class Attempt:
                 if host["attempt"] == self.attempt:
                     self.price_per_hour = float(host["per_hour"])
 
+    def keep_files(self) -> None:
+        """Have the spool keep what runs logged as files: the laptop's store gets them, not only this host's."""
+        spool = self.project / SPOOL
+        spool.mkdir(parents=True, exist_ok=True)
+        (spool / KEEP).touch()
+
     def report(self) -> bool:
         """Upload what the pipeline printed last; return whether the laptop wants this attempt to end."""
         self.folder.put_json(
@@ -61,21 +77,26 @@ class Attempt:
         stop = self.folder.get_json(STOP)
         return isinstance(stop, dict) and stop.get("attempt") == self.attempt
 
-    def save(self) -> None:
-        """Upload the unfinished work if it has changed, and push what has been finished since the last time."""
-        self.archive()
-        self.push()
-
     def archive(self) -> None:
         """Upload the unfinished work if it has changed."""
-        seen = [_mark(self.project / file) for file in checkpoint.files_of(self.project)]
-        if seen != self._saved:
-            entry = checkpoint.save(self.folder, self.project, self.attempt, self.output.stage)
-            self._saved = seen
-            print(f"saved {entry['key']}: {entry['bytes']:,} bytes", flush=True)
+        with self._archiving:
+            seen = [_mark(self.project / file) for file in checkpoint.files_of(self.project)]
+            if seen != self._saved:
+                entry = checkpoint.save(self.folder, self.project, self.attempt, self.output.stage)
+                self._saved = seen
+                print(f"saved {entry['key']}: {entry['bytes']:,} bytes", flush=True)
 
-    def push(self, timeout: float | None = None) -> None:
+    def push(self, timeout: float = PUSH_S) -> None:
         """Push what finished stages made to the DVC remote, if `dvc.lock` has changed; what is there stays."""
+        began = time.monotonic()
+        if not self._pushing.acquire(timeout=timeout):
+            raise UserError(f"dvc push is still at work after {timeout:.0f} s")
+        try:
+            self._push(timeout - (time.monotonic() - began))
+        finally:
+            self._pushing.release()
+
+    def _push(self, timeout: float) -> None:
         lock = self.project / "dvc.lock"
         content = lock.read_bytes() if lock.is_file() else b""
         if content == self._pushed:
@@ -124,13 +145,12 @@ class Attempt:
         return (time.time() - self.began) / 3600
 
     def conclude(self, ended: Ended) -> int:
-        """Save what there is, the most important first; return the exit status."""
+        """Save what there is; return the exit status."""
         early = ended.reason != "ended"
         if early:
             print(f"{ended.reason}: the pipeline stopped within {ended.seconds:.1f} s", flush=True)
         if early or ended.code:
-            for step in (self.archive, lambda: self.push(PUSH_S), self.results):
-                _try(step)
+            self._save_all(SAVING_S if early else UNHURRIED_S)
         _try(self.report)
         if not early:
             return ended.code if ended.code >= 0 else 128 - ended.code
@@ -139,6 +159,18 @@ class Attempt:
         print(f"{state}: {self.hours:.2f} h of this host{cost}; another host can go on", flush=True)
         _try(lambda: self.tell(state, TRY_AGAIN))
         return TRY_AGAIN
+
+    def _save_all(self, within: float) -> None:
+        """Upload all there is, side by side, so that a large part does not cost the others their time."""
+        steps = {"checkpoint": self.archive, "push": lambda: self.push(within), "results": self.results}
+        threads = {name: threading.Thread(target=_try, args=(step,), daemon=True) for name, step in steps.items()}
+        until = time.monotonic() + within
+        for thread in threads.values():
+            thread.start()
+        for thread in threads.values():
+            thread.join(timeout=max(0.0, until - time.monotonic()))
+        if late := [name for name, thread in threads.items() if thread.is_alive()]:
+            print(f"error: not uploaded within {within:.0f} s: {', '.join(late)}", file=sys.stderr, flush=True)
 
 
 def _try(step: Callable[[], object]) -> None:

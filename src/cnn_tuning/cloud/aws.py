@@ -120,7 +120,9 @@ def explain(code: str, message: str, doing: str) -> UserError:
 @contextmanager
 def telling(doing: str) -> Iterator[None]:
     """Turn what boto3 raises inside into a `UserError` of one line."""
+    from boto3.exceptions import Boto3Error
     from botocore import exceptions as e
+    from s3transfer.exceptions import RetriesExceededError
 
     try:
         yield
@@ -141,3 +143,7 @@ def telling(doing: str) -> Iterator[None]:
         raise explain(code_of(error), str(error.response.get("Error", {}).get("Message", "")), doing) from None
     except e.WaiterError as error:
         raise UserError(f"{doing}: took too long ({hide_account(str(error))}); try again") from None
+    except (e.IncompleteReadError, RetriesExceededError) as error:
+        raise UserError(f"{doing}: the transfer broke off ({hide_account(str(error))}); try again") from None
+    except (e.BotoCoreError, Boto3Error) as error:
+        raise UserError(f"{doing}: {hide_account(' '.join(str(error).split()))}") from None

@@ -3,6 +3,7 @@
 set -Eeuo pipefail
 umask 077
 export AWS_DEFAULT_REGION="$REGION" AWS_REGION="$REGION" DEBIAN_FRONTEND=noninteractive HOME="${HOME:-/root}"
+export PATH="$PATH:/snap/bin"
 mkdir -p "$ROOT"
 LOG="$ROOT/boot.log"
 TOLD="$ROOT/told.json" # the last word, once it is said: nobody speaks after it
@@ -82,8 +83,16 @@ say "host of run $RUN, attempt $ATTEMPT"
 missing=""
 for tool in git make unzip; do command -v "$tool" >/dev/null || missing="$missing $tool"; done
 python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' || missing="$missing python3-venv"
-# shellcheck disable=SC2086
-if [ -n "$missing" ]; then apt-get update -q && apt-get install -qy $missing; fi
+if [ -n "$missing" ]; then
+  # At the first boot the system's own updates hold apt's locks; the one of the lists is not waited for by apt itself.
+  for left in {29..0}; do
+    if apt-get -o DPkg::Lock::Timeout=300 update -q; then break; fi
+    [ "$left" -gt 0 ]
+    sleep 10
+  done
+  # shellcheck disable=SC2086
+  apt-get -o DPkg::Lock::Timeout=300 install -qy $missing
+fi
 command -v aws >/dev/null || snap install aws-cli --classic
 tell started 0
 
@@ -126,7 +135,7 @@ STAGE=pipeline
 agent run --ends-at "$ENDS" -- dvc --wait-for-lock repro
 
 STAGE=results
-dvc push
+dvc --wait-for-lock push
 agent results
 STAGE=end
 say "done"

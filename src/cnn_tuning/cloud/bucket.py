@@ -56,13 +56,20 @@ def _create(s3: Any, name: str, region: str) -> bool:
     from botocore.exceptions import ClientError
 
     try:
-        s3.head_bucket(Bucket=name)
-        return False
+        # Not HeadBucket: that takes the right to list all of the bucket.
+        there = s3.get_bucket_location(Bucket=name).get("LocationConstraint") or "us-east-1"
     except ClientError as error:
-        code = code_of(error)
-    if code in ("403", "AccessDenied", "301", "PermanentRedirect"):
-        place = "in another region" if code.startswith(("301", "P")) else "of someone else, or closed to you"
-        raise UserError(f"bucket {name}: it is {place}: choose another name, or set host.region")
+        if code_of(error) in ("403", "AccessDenied"):
+            raise UserError(
+                f"bucket {name}: it is of someone else, or closed to you: choose another name"
+            ) from None
+        if code_of(error) not in ("NoSuchBucket", "404"):
+            raise
+    else:
+        there = {"EU": "eu-west-1"}.get(there, there)  # as buckets of before 2014 are told
+        if there != region:
+            raise UserError(f"bucket {name} is in {there}: choose another name, or set host.region={there}")
+        return False
     # us-east-1 is the default that must not be named.
     where = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
     s3.create_bucket(Bucket=name, **where)

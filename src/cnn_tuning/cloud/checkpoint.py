@@ -1,8 +1,9 @@
 """What a replacement of a host goes on from: an archive of the unfinished work up, or down.
 
 `checkpoints/NNNN-ATTEMPT.tar.gz` holds the files that Git and DVC do not bring: `dvc.lock`, `params.lock.yaml` and
-`.state/` (trainings, arms, searches, spool). `checkpoints/latest.json` names the newest with its SHA-256, and the
-one before; it is written last, in one put. The environment and DVC's configuration are never part of it.
+`.state/` (trainings, arms, searches, spool), without caches that are computed again. `checkpoints/latest.json`
+names the newest with its SHA-256, and the one before; it is written last, in one put. The environment and DVC's
+configuration are never part of it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ SINGLE = ("dvc.lock", "params.lock.yaml")
 STATE = Path(".state")
 # Of living processes, of the laptop, or made again at once.
 _LEFT_OUT = {"deliver.lock", "study.lock", "journal.flock", "hosts", "hosts.jsonl", "registering"}
+# A cache, which can be larger than all the rest (`training.features`), and the laptop's clusters.
+_NEVER = {"features", "clusters"}
 _APPENDED = (".jsonl", ".log")
 
 
@@ -33,7 +36,8 @@ def files_of(project: Path) -> Iterator[Path]:
     for name in SINGLE:
         if (project / name).is_file():
             yield Path(name)
-    for path in sorted((project / STATE).rglob("*")):
+    tops = [top for top in sorted((project / STATE).glob("*")) if top.name not in _NEVER and not top.is_symlink()]
+    for path in (found for top in tops for found in (top, *sorted(top.rglob("*")))):
         inside = path.relative_to(project)
         left_out = path.suffix == ".partial" or _LEFT_OUT & {*inside.parts}
         if path.is_file() and not path.is_symlink() and not left_out:

@@ -21,7 +21,10 @@ LIVE = ("pending", "running", "stopping", "stopped", "shutting-down")
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing that costs money. `per_hour` in US dollars; None: its price could not be asked."""
+    """One thing that costs money.
+
+    `per_hour` in US dollars, `of_address` of it for a public address; None: its price could not be asked.
+    """
 
     kind: str
     id: str
@@ -32,6 +35,7 @@ class Thing:
     per_hour: float | None
     tags: dict[str, str]
     warnings: tuple[str, ...] = ()
+    of_address: float = 0.0
 
     def hours(self, now: datetime) -> float | None:
         """Return for how long it has been there."""
@@ -165,12 +169,13 @@ def _host(aws: Aws, project: str, item: dict[str, Any], price: float | None, now
     tags = as_mapping(item.get("Tags"))
     market = item.get("InstanceLifecycle", "on-demand")
     what = f"{item['InstanceType']} {market} {item['Placement']['AvailabilityZone']}"
-    if price is not None and item.get("PublicIpAddress"):
-        price += ADDRESS_PER_HOUR
     state = item["State"]["Name"]
-    if state == "stopped":  # then only its volumes cost
-        price = 0.0
-    thing = Thing("host", item["InstanceId"], tags["run"], state, what, item["LaunchTime"], price, tags)
+    address = ADDRESS_PER_HOUR if item.get("PublicIpAddress") and state != "stopped" else 0.0
+    if price is not None:
+        price = 0.0 if state == "stopped" else price + address  # then only its volumes cost
+    thing = Thing(
+        "host", item["InstanceId"], tags["run"], state, what, item["LaunchTime"], price, tags, of_address=address
+    )
     warnings = []
     ends, budget, usd = parse_time(tags.get("expires-at")), tags.get("budget", ""), thing.usd(now)
     if ends is None:

@@ -70,14 +70,14 @@ def _launch(aws: Aws, host: HostConfig, order: Order, options: Sequence[Option],
     images = {kind: resolve_image(aws, host, kind) for kind in types}
     places, vpc = find_places(aws, host, types)
     types = sorted({kind for kind, _ in places}, key=types.index)
-    _make_role(aws, host, order)
+    make_role(aws, host, order)
     _make_guard_role(aws, host, order)
     template = specification.launch_template(
         host,
         order,
         image=images[types[0]],
-        root_device=_root_device(aws, images[types[0]]),
-        group=_make_group(aws, host, order, vpc),
+        root_device=root_device(aws, images[types[0]]),
+        group=make_group(aws, host, order, vpc),
         script=specification.boot_script(host, order, minutes, mode=mode, price_per_hour=_dearest(host, options)),
     )
     made = _make_template(aws, template)
@@ -134,7 +134,8 @@ def find_places(aws: Aws, host: HostConfig, types: Sequence[str]) -> tuple[list[
     return places, subnets[0]["VpcId"]
 
 
-def _root_device(aws: Aws, image: str) -> str:
+def root_device(aws: Aws, image: str) -> str:
+    """Return the name of an image's root device."""
     with telling(f"AMI {image}"):
         found = aws.client("ec2").describe_images(ImageIds=[image])["Images"]
     if not found:
@@ -142,7 +143,8 @@ def _root_device(aws: Aws, image: str) -> str:
     return str(found[0].get("RootDeviceName") or "/dev/sda1")
 
 
-def _make_role(aws: Aws, host: HostConfig, order: Order) -> None:
+def make_role(aws: Aws, host: HostConfig, order: Order) -> None:
+    """Make the role and the instance profile of a run's hosts, unless they are there."""
     iam, name = aws.client("iam"), name_of(host.project, order.run)
     if not host.bucket:
         raise UserError("host.bucket is not set: make one with `cnn-tuning remote init BUCKET`")
@@ -184,7 +186,8 @@ def _unless_there(create: Callable[..., Any], **arguments: Any) -> None:
             raise
 
 
-def _make_group(aws: Aws, host: HostConfig, order: Order, vpc: str) -> str:
+def make_group(aws: Aws, host: HostConfig, order: Order, vpc: str) -> str:
+    """Return the id of a run's security group, made without a way in unless it is there."""
     ec2, name = aws.client("ec2"), name_of(host.project, order.run)
     with telling("security group"):
         same = [{"Name": "group-name", "Values": [name]}, {"Name": "vpc-id", "Values": [vpc]}]

@@ -9,7 +9,9 @@ from datetime import datetime
 from pathlib import Path
 
 from cnn_tuning.cloud.inventory import Thing
+from cnn_tuning.cloud.plan import extras_per_hour
 from cnn_tuning.cloud.runs import Record
+from cnn_tuning.config import HostConfig
 
 LEDGER = Path(".state/hosts.jsonl")
 
@@ -26,14 +28,18 @@ class Bill:
     ended: str | None = None
 
 
-def bills(things: Iterable[Thing], now: datetime, *, ended: bool = False) -> list[Bill]:
-    """Return a bill for each host, up to now."""
+def bills(things: Iterable[Thing], host: HostConfig, now: datetime, *, ended: bool = False) -> list[Bill]:
+    """Return a bill for each host, up to now, with its disk and address as in the records of runs."""
     at = now.isoformat(timespec="seconds") if ended else None
-    return [
-        Bill(thing.run, thing.id, thing.what, thing.hours(now) or 0.0, thing.usd(now), at)
-        for thing in things
-        if thing.kind == "host"
-    ]
+    found = []
+    for thing in things:
+        if thing.kind == "host":
+            hours = thing.hours(now) or 0.0
+            usd = None
+            if thing.per_hour is not None:
+                usd = hours * (thing.per_hour - thing.of_address + extras_per_hour(host))
+            found.append(Bill(thing.run, thing.id, thing.what, hours, usd, at))
+    return found
 
 
 def bills_of(record: Record) -> list[Bill]:

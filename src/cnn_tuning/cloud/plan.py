@@ -85,7 +85,8 @@ def _option(host: HostConfig, name: str, work: Work, measured: Sequence[Measured
         hours = work.images / speed / 3600 + host.setup_minutes / 60
     extras = extras_per_hour(host)
     on_demand, spot = market.on_demand.get(name), dict(market.spot.get(name, {}))
-    quota = market.quotas.get(quota_code(name, host.market) or "")
+    code = quota_code(name, host.market) or ""
+    quota, used = market.quotas.get(code), market.used.get(code, 0.0)
     option = Option(
         type=name,
         gpu=f"{kind.gpu.name} {kind.gpu.memory_gib:g} GB" if kind.gpu else None,
@@ -98,9 +99,11 @@ def _option(host: HostConfig, name: str, work: Work, measured: Sequence[Measured
         spot_per_hour=spot,
         usd_on_demand=None if None in (hours, on_demand) else hours * (on_demand + extras),  # type: ignore[operator]
         usd_spot={} if hours is None else {zone: hours * (price + extras) for zone, price in spot.items()},
-        quota_ok=None if quota is None else quota >= kind.vcpus,
+        quota_ok=None if quota is None else quota - used >= kind.vcpus,
     )
-    return _with_refusal(host, kind, option, quota, known=bool(market.on_demand or market.spot))
+    taken = f", {used:g} in use" if used else ""
+    full = f"the {host.market} quota is {quota or 0:g} vCPUs of {kind.vcpus}{taken}"
+    return _with_refusal(host, kind, option, full, known=bool(market.on_demand or market.spot))
 
 
 def predicted_speed(
@@ -119,13 +122,11 @@ def predicted_speed(
     return ("calibration table", of_one_core * kind.speed) if of_one_core else ("unknown", None)
 
 
-def _with_refusal(
-    host: HostConfig, kind: InstanceConfig, option: Option, quota: float | None, *, known: bool
-) -> Option:
+def _with_refusal(host: HostConfig, kind: InstanceConfig, option: Option, full: str, *, known: bool) -> Option:
     reason = unsuited(host, kind)
     price, usd = option.per_hour(host.market), option.usd(host.market)
     if reason is None and option.quota_ok is False:
-        reason = f"the {host.market} quota is {quota:g} vCPUs of {kind.vcpus}: ask for more in Service Quotas"
+        reason = f"{full}: ask for more in Service Quotas"
     if reason is None and known and price is None:
         reason = f"no {host.market} price: not offered in {host.region}, or the price is unknown"
     cap = host.max_price_per_hour

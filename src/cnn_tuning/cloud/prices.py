@@ -31,11 +31,12 @@ _QUOTAS = {
 
 @dataclass(frozen=True)
 class Market:
-    """Prices in US dollars per hour and quotas in vCPUs, as far as they could be asked."""
+    """Prices in US dollars per hour; quotas in vCPUs and what is in use of each; as far as they could be asked."""
 
     on_demand: Mapping[str, float] = field(default_factory=dict)
     spot: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     quotas: Mapping[str, float] = field(default_factory=dict)
+    used: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -58,11 +59,12 @@ def ask_market(aws: Aws, types: Sequence[str]) -> Market:
     on_demand = _ask(notes, "on-demand prices", lambda: on_demand_prices(aws, types))
     spot = _ask(notes, "spot prices", lambda: spot_prices(aws.client("ec2"), types))
     quotas = _ask(notes, "quotas", lambda: ask_quotas(aws.client("service-quotas"), types))
+    used = _ask(notes, "vCPUs in use", lambda: vcpus_in_use(aws.client("ec2")))
     for about, known in (("on-demand", on_demand), ("spot", spot)):
         missing = [name for name in types if name not in known]
         if known and missing:
             notes.append(f"{about} price unknown in {aws.region}: {', '.join(missing)}")
-    return Market(on_demand, spot, quotas, tuple(notes))
+    return Market(on_demand, spot, quotas, used, tuple(notes))
 
 
 def _ask(notes: list[str], about: str, ask: Any) -> Any:
@@ -141,6 +143,21 @@ def ask_quotas(client: Any, types: Iterable[str]) -> dict[str, float]:
         with telling("Service Quotas"):
             answer = client.get_service_quota(ServiceCode="ec2", QuotaCode=code)
         found[code] = float(answer["Quota"]["Value"])
+    return found
+
+
+def vcpus_in_use(client: Any) -> dict[str, float]:
+    """Return the vCPUs of all instances of the region that run or are about to, by quota code."""
+    alive = [{"Name": "instance-state-name", "Values": ["pending", "running"]}]
+    found: dict[str, float] = {}
+    with telling("vCPUs in use"):
+        for page in client.get_paginator("describe_instances").paginate(Filters=alive):
+            for item in (item for group in page["Reservations"] for item in group["Instances"]):
+                code = quota_code(item["InstanceType"], item.get("InstanceLifecycle", "on-demand"))
+                shape = item.get("CpuOptions", {})
+                if code:
+                    vcpus = shape.get("CoreCount", 0) * shape.get("ThreadsPerCore", 1)
+                    found[code] = found.get(code, 0.0) + vcpus
     return found
 
 

@@ -46,6 +46,8 @@ def pull(project: Path, region: str) -> None:
     Raises:
         UserError: an object is damaged, or missing in a folder that is there; the remote cannot be read.
     """
+    if any(_lacking(project)):  # DVC takes long to say why a remote does not answer
+        RunFolder.at(remote_url(project), region, patient=False).check()
     done = subprocess.run(["dvc", "pull", "--allow-missing"], cwd=project, stderr=subprocess.PIPE, text=True)
     lacking = list(_lacking(project))
     if done.returncode or lacking:

@@ -10,12 +10,18 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cnn_tuning.cloud.runs import Place, Record, Rented
+from cnn_tuning.cloud.aws import hide_account
+from cnn_tuning.cloud.runs import Listed, Place, Record, Rented
 from cnn_tuning.errors import UserError
 
 HERE = Path(".state/hosts")
-FILES = ("dvc.lock", "params.lock.yaml", "boot.log", "state.json")
+LOG = "boot.log"
+FILES = ("dvc.lock", "params.lock.yaml", LOG, "state.json")
 SPOOL = "spool"
+# The digest of the dvc.lock of this run that was last put in its place here.
+TAKEN = "taken"
+# Models and results of a run that was asked for with other parameters than those here.
+APART = "outs"
 
 
 def folder_of(run: str) -> Path:
@@ -47,26 +53,39 @@ def fetch(place: Place, record: Record, *, over: bool) -> Path:
     for name in FILES:
         body = place.read(name)
         if body is not None:
-            (folder / name).write_bytes(body)
+            (folder / name).write_bytes(_without_account(body) if name == LOG else body)
     spool = folder / SPOOL
     with ThreadPoolExecutor(8) as pool:
-        wanted = [name for name, size in place.names(f"{SPOOL}/") if _is_wanted(spool, name, size)]
-        for name, body in zip(wanted, pool.map(lambda name: place.read(f"{SPOOL}/{name}"), wanted), strict=True):
+        wanted = [item for item in place.listed(f"{SPOOL}/") if _is_wanted(spool, item)]
+        bodies = pool.map(lambda item: place.read(f"{SPOOL}/{item.name}"), wanted)
+        for item, body in zip(wanted, bodies, strict=True):
             if body is not None:
-                _keep(spool, name, priced(body, record) if name.endswith(".jsonl") else body)
+                _keep(spool, item.name, priced(body, record) if item.name.endswith(".jsonl") else body)
+                if not item.name.endswith(".jsonl"):  # of those, the time says how long nothing has come
+                    os.utime(spool / item.name, (item.changed, item.changed))
     for path in spool.glob("*.jsonl"):
         if over:  # a run that was cut off is ended by the replay, which goes by the file's time
             os.utime(path, (0, 0))
     return folder
 
 
-def _is_wanted(spool: Path, name: str, size: int) -> bool:
+def _without_account(log: bytes) -> bytes:
+    return hide_account(log.decode(errors="replace")).encode()
+
+
+def _is_wanted(spool: Path, item: Listed) -> bool:
     """Tell whether to fetch an object; how far a run was delivered is this place's own knowledge."""
-    parts = PurePosixPath(name).parts
+    name, parts = item.name, PurePosixPath(item.name).parts
     if not parts or ".." in parts or name.startswith("/") or name.endswith(("/", ".delivery.json", ".lock")):
         return False
     known = spool / name
-    return name.endswith(".jsonl") or not known.is_file() or known.stat().st_size != size
+    if name.endswith(".jsonl") or not known.is_file() or known.stat().st_size != item.size:
+        return True
+    if "-" in item.etag:  # it came in parts: no MD5 of the whole
+        return int(known.stat().st_mtime) != int(item.changed)
+    with known.open("rb") as file:
+        md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    return md5 != item.etag
 
 
 def _keep(spool: Path, name: str, body: bytes) -> None:
@@ -113,24 +132,18 @@ def _host_at(record: Record, at_ms: float) -> Rented:
     return before[-1] if before else record.hosts[0]
 
 
-def take(folder: Path, record: Record, params: str) -> str:
-    """Put a run's dvc.lock in its place here; return what was done. `params`: the text of params.yaml here.
+def take(folder: Path, record: Record) -> str:
+    """Put a run's dvc.lock in its place here; return what was done.
 
     Raises:
-        UserError: it would overwrite what was made here since, or belongs to other parameters.
+        UserError: it would overwrite what was made here since.
     """
-    theirs, ours = folder / "dvc.lock", Path("dvc.lock")
-    if not theirs.is_file():
-        raise UserError(f"run {record.run} has left no dvc.lock yet: see `cnn-tuning host logs {record.run}`")
-    if digest_of_params(params) != record.params:
-        raise UserError(
-            f"the results are of experiment {record.experiment}, params.yaml here asks for something else: "
-            "dvc.lock stays as it is; to take them, "
-            f"put `experiment: {record.experiment}` there, then `cnn-tuning host pull {record.run}`"
-        )
+    theirs, ours, taken = folder / "dvc.lock", Path("dvc.lock"), folder / TAKEN
     if digest(ours) == digest(theirs):
+        taken.write_text(digest(theirs))
         return "dvc.lock is the host's already"
-    if digest(ours) != record.lock:
+    # What the run itself left here before it ended is no change made here.
+    if digest(ours) not in (record.lock, taken.read_text() if taken.is_file() else record.lock):
         raise UserError(
             f"dvc.lock has changed here since the launch and stays as it is; the host's is {theirs}: to take it, "
             f"`cp {theirs} dvc.lock` and `cnn-tuning host pull {record.run}`"
@@ -140,4 +153,5 @@ def take(folder: Path, record: Record, params: str) -> str:
             partial = Path(f"{name}.partial")
             partial.write_bytes((folder / name).read_bytes())
             partial.replace(name)
+    taken.write_text(digest(theirs))
     return "dvc.lock is the host's now"

@@ -25,13 +25,14 @@ class RunFolder:
 
     @classmethod
     def at(cls, url: str, region: str, *, patient: bool = True) -> RunFolder:
-        """Return the folder at `s3://BUCKET/PREFIX`. Not patient: give up within 15 s, to say what is wrong."""
+        """Return the folder at `s3://BUCKET/PREFIX`. Not patient: three tries, over within 12 s."""
         import boto3
         from botocore.config import Config
 
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
-        attempts = {"mode": "standard", "total_max_attempts": 4 if patient else 1}
-        settings = Config(connect_timeout=3, read_timeout=20 if patient else 8, retries=attempts)
+        attempts = {"mode": "standard", "total_max_attempts": 4 if patient else 3}
+        connect_s, read_s = (3, 20) if patient else (2, 3)
+        settings = Config(connect_timeout=connect_s, read_timeout=read_s, retries=attempts)
         with telling(f"bucket {bucket}"):
             s3 = boto3.Session().client("s3", region_name=region, config=settings)
         return cls(s3, bucket, prefix.rstrip("/"))
@@ -39,6 +40,11 @@ class RunFolder:
     def key(self, name: str) -> str:
         """Return an object's key in the bucket."""
         return f"{self.prefix}/{name}"
+
+    def check(self) -> None:
+        """Ask for one name below it, to say at once why it cannot be had."""
+        with telling(f"bucket {self.bucket}"):
+            self.s3.list_objects_v2(Bucket=self.bucket, Prefix=f"{self.prefix}/", MaxKeys=1)
 
     def put_json(self, name: str, value: Any) -> None:
         """Write one JSON object; a reader sees the old one or the new one."""

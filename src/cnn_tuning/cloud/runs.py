@@ -21,6 +21,16 @@ Mode = Literal["pipeline", "interactive"]
 
 
 @dataclass(frozen=True)
+class Listed:
+    """An object in a folder, named below it. `etag`: its MD5, unless it came in parts or is under a key of KMS."""
+
+    name: str
+    size: int
+    etag: str
+    changed: float
+
+
+@dataclass(frozen=True)
 class Place:
     """The objects of one run."""
 
@@ -81,14 +91,19 @@ class Place:
         with telling(f"bucket {self.bucket}"):
             self.s3.delete_object(Bucket=self.bucket, Key=self._key(name))
 
-    def names(self, folder: str) -> Iterator[tuple[str, int]]:
-        """Yield name (below the folder) and size of each object in a folder such as `spool/`."""
+    def listed(self, folder: str) -> Iterator[Listed]:
+        """Yield each object in a folder such as `spool/`."""
         start = self._key(folder)
         with telling(f"bucket {self.bucket}"):
             pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start)
             for page in pages:
                 for item in page.get("Contents", []):
-                    yield item["Key"].removeprefix(start), item["Size"]
+                    yield Listed(
+                        item["Key"].removeprefix(start),
+                        item["Size"],
+                        item["ETag"].strip('"'),
+                        item["LastModified"].timestamp(),
+                    )
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from cnn_tuning.errors import redact
 Reason = Literal["ended", "notice", "lifetime", "asked", "signal"]
 KEPT_LINES = 20
 TICK_S = 0.2
-# Of the two minutes that a spot notice gives, for stopping: the rest is for uploads.
+# For an upload that had begun when the command ended by itself.
 PATIENCE_S = 60.0
 _STAGE = re.compile(r"Running stage '([^']+)'")
 
@@ -82,14 +82,15 @@ def supervise(
     output: Output,
     *,
     report: Callable[[], bool],
-    save: Callable[[], None],
+    saves: Sequence[Callable[[], None]],
     metadata: Metadata | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Ended:
     """Run a command to its end, or to the first reason to end it.
 
-    `report` (it says whether the laptop wants an end) and `save` are called now and then, one at a time and beside
-    it; what they raise is printed.
+    `report` (it says whether the laptop wants an end) and each of `saves` are called now and then beside it, each
+    in a thread of its own, so that none waits for a slow one; what they raise is printed. One may still be at work
+    on return.
     """
     process = subprocess.Popen(
         command,
@@ -105,10 +106,11 @@ def supervise(
     noticed, asked = threading.Event(), threading.Event()
     pump = threading.Thread(target=output.follow, args=(process.stdout,), daemon=True)
     watch = threading.Thread(target=_watch, args=(metadata or Metadata(), times, noticed, done), daemon=True)
-    beside = threading.Thread(target=_repeat, args=(times, report, save, asked, done), daemon=True)
+    tell = threading.Thread(target=_ask, args=(times.progress_every, report, asked, done), daemon=True)
+    saving = [threading.Thread(target=_repeat, args=(times.save_every, save, done), daemon=True) for save in saves]
     stop_at = times.stop_at
     came = _note_signals()
-    for thread in (pump, watch, beside):
+    for thread in (pump, watch, tell, *saving):
         thread.start()
     reason: Reason = "ended"
     while process.poll() is None and reason == "ended":
@@ -127,7 +129,9 @@ def supervise(
     code = process.wait()
     took = time.monotonic() - began
     done.set()
-    beside.join(timeout=max(1.0, PATIENCE_S - took))  # an upload that had begun
+    until = time.monotonic() + (PATIENCE_S if reason == "ended" else 0.0)  # else every second counts
+    for thread in (tell, *saving):
+        thread.join(timeout=max(0.0, until - time.monotonic()))
     pump.join(timeout=2)
     return Ended(reason, code, took)
 
@@ -164,24 +168,16 @@ def _watch(metadata: Metadata, times: Times, noticed: threading.Event, done: thr
         done.wait(times.look_every)
 
 
-def _repeat(
-    times: Times,
-    report: Callable[[], bool],
-    save: Callable[[], None],
-    asked: threading.Event,
-    done: threading.Event,
-) -> None:
-    reported, saved = 0.0, time.monotonic()
+def _ask(every: float, report: Callable[[], bool], asked: threading.Event, done: threading.Event) -> None:
     while not done.is_set():
-        now = time.monotonic()
-        if now - reported >= times.progress_every:
-            reported = now
-            if _try(report):
-                asked.set()
-        if now - saved >= times.save_every:
-            _try(save)
-            saved = time.monotonic()
-        done.wait(TICK_S)
+        if _try(report):
+            asked.set()
+        done.wait(every)
+
+
+def _repeat(every: float, save: Callable[[], None], done: threading.Event) -> None:
+    while not done.wait(every):
+        _try(save)
 
 
 def _try(action: Callable[[], bool | None]) -> bool | None:

@@ -86,7 +86,7 @@ def plan(serving: ServingConfig, host: HostConfig, model: Named, aws: Aws) -> Pl
 def resolve(plan: Plan, aws: Aws) -> Plan:
     """Return the plan with image and role as AWS takes them; raises `UserError` where one is not there."""
     with asking(f"bucket {plan.bucket}"):
-        aws.client("s3").head_bucket(Bucket=plan.bucket)
+        aws.client("s3").get_bucket_location(Bucket=plan.bucket)  # what a person may ask
     return replace(plan, image=_image(plan.image, aws), role=_role(plan.role, aws))
 
 

@@ -167,7 +167,7 @@ def conclude(job: Job, ended: Ended) -> None:
         _print_tail(job, ended)
     steps: tuple[Callable[[], object], ...] = (
         lambda: end_hosts(job.aws, job.host.project, record.run, wait=False),  # it goes while results come
-        lambda: bring_back(job.place, record, finished=ended.verdict == "finished"),
+        lambda: bring_back(job.place, record, wanted="all" if ended.verdict == "finished" else "runs"),
         lambda: _remove(job, record.run),
     )
     for step in steps:

@@ -93,7 +93,7 @@ def down(run: str | None, overrides: Sequence[str], *, every: bool) -> None:
         problems.append(str(error))
     end_hosts(aws, host.project, run and check_run(run))
     ended = [thing for thing in things if run in (None, thing.run)]
-    ledger.write(ledger.bills(ended, utc_now(), ended=True))
+    ledger.write(ledger.bills(ended, host, utc_now(), ended=True))
     _note_ends(aws, host, {thing.run for thing in ended if thing.kind == "host"})
     for name in [run] if run else all_runs(aws, host.project):
         try:
@@ -135,7 +135,7 @@ def cost(overrides: Sequence[str], *, as_json: bool) -> None:
     note, running = "", []
     try:
         aws, now = Aws(host.region), utc_now()
-        running = ledger.bills(costly(aws, host, now)[0], now)
+        running = ledger.bills(costly(aws, host, now)[0], host, now)
         ledger.write(_settled(aws, host, {bill.host for bill in ledger.read()}))
     except UserError as error:
         note = f"only what was ended from here: {error}"

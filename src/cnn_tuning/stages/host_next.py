@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -104,11 +105,11 @@ def _with_host(job: Job, record: Record, started: Started, order: Order) -> Reco
     return replace(record, hosts=(*record.hosts, rented), attempts=rented.attempt + 1)
 
 
-def options_of(config: Config, aws: Aws) -> tuple[Option, ...]:
+def options_of(config: Config, aws: Aws, measured: Sequence[str] = ()) -> tuple[Option, ...]:
     """Print the plan and return the types that may be taken; their AMIs are there."""
     from cnn_tuning.cloud.launch import resolve_image
 
-    options = tuple(option for option in planned(config, (), aws) if not option.refused)
+    options = tuple(option for option in planned(config, measured, aws) if not option.refused)
     if not options:
         raise UserError("no type can be taken: the reasons are above")
     for option in options:

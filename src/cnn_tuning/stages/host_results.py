@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from cnn_tuning.cloud.runs import Place, Record
 
 WANTED = ("models/", "results/")
+# Of what a run's hosts leave: MLflow runs only; the pipeline's results, too, as far as they go; or all of them.
+Wanted = Literal["runs", "what there is", "all"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class _Tracking:
 
 
 def pull(run: str, overrides: Sequence[str]) -> None:
-    """Bring here what a run's hosts have left so far."""
+    """Bring here what a run's hosts have left so far; it may be nothing yet."""
     from cnn_tuning.cloud.aws import Aws
     from cnn_tuning.cloud.follow import settle
     from cnn_tuning.cloud.inventory import utc_now
@@ -35,31 +37,53 @@ def pull(run: str, overrides: Sequence[str]) -> None:
     aws = Aws(host.region)
     aws.check()
     place = place_of(aws, host, run)
-    bring_back(place, settle(aws, place, known_record(place), utc_now()))
+    bring_back(place, settle(aws, place, known_record(place), utc_now()), wanted="what there is")
 
 
-def bring_back(place: Place, record: Record, *, finished: bool = True) -> None:
-    """Bring logs and MLflow runs here; of one that `finished`, dvc.lock, models and results, too.
+def bring_back(place: Place, record: Record, *, wanted: Wanted) -> None:
+    """Bring logs and MLflow runs here; where more is `wanted`, dvc.lock, models and results, too.
 
     Raises:
         UserError: a part could not be had, or stays as it is because it was changed here; the rest is done.
     """
-    from cnn_tuning.cloud import results, supply
+    from cnn_tuning.cloud import results
 
     over = not record.hosts or record.hosts[-1].ended is not None
     folder = results.fetch(place, record, over=over)
     problems = _replay(folder / results.SPOOL)
-    if finished and record.mode == "pipeline":
+    if wanted != "runs" and record.mode == "pipeline":
         try:
-            click.echo(results.take(folder, record, PARAMS.read_text()))
-            paths = [out.path for out in supply.outs() if out.path.startswith(WANTED)]
-            click.echo(
-                f"models and metrics: {supply.pull(paths)} files fetched, {', '.join(paths) or 'none named'}"
-            )
+            _take(folder, record, wanted)
         except UserError as error:
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _take(folder: Path, record: Record, wanted: Wanted) -> None:
+    """Put dvc.lock in its place and pull what it names; elsewhere if params.yaml here asks for something else."""
+    from cnn_tuning.cloud import results, supply
+
+    theirs = folder / "dvc.lock"
+    if not theirs.is_file():
+        none_yet = f"run {record.run} has left no dvc.lock yet: see `cnn-tuning host logs {record.run}`"
+        if wanted == "all":
+            raise UserError(none_yet)
+        click.echo(none_yet)
+        return
+    apart = results.digest_of_params(PARAMS.read_text()) != record.params
+    if not apart:
+        click.echo(results.take(folder, record))
+    paths = [out.path for out in supply.outs(theirs) if out.path.startswith(WANTED)]
+    count = supply.pull_apart(paths, theirs, folder / results.APART) if apart else supply.pull(paths)
+    where = f", in {folder / results.APART}" if apart else ""
+    click.echo(f"models and metrics: {count} files fetched, {', '.join(paths) or 'none named'}{where}")
+    if apart:
+        click.echo(
+            f"dvc.lock stays as it is: the results are of experiment {record.experiment}, params.yaml here asks "
+            f"for something else; to take it, too, put `experiment: {record.experiment}` there, then "
+            f"`cnn-tuning host pull {record.run}`"
+        )
 
 
 def _replay(spool: Path) -> list[str]:

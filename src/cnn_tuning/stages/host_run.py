@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Wish:
-    """What a person gave: overrides of `host`, another experiment, the name of a run to go on with."""
+    """What a person gave: overrides of `host`, another experiment, a run to go on with, speeds of types."""
 
     overrides: tuple[str, ...]
     experiment: str | None = None
     name: str | None = None
     mode: Mode = "pipeline"
     yes: bool = False
+    measured: tuple[str, ...] = ()
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -49,7 +50,8 @@ def run(wish: Wish, *, detach: bool = False) -> None:
     aws.check()
     bucket = bucket_of(None, host)
     with telling(f"bucket {bucket}"):
-        aws.client("s3").head_bucket(Bucket=bucket)
+        # Not HeadBucket: that takes the right to list all of the bucket.
+        aws.client("s3").list_objects_v2(Bucket=bucket, Prefix=f"{host.prefix}/", MaxKeys=1)
     record = read_record(place_of(aws, host, wish.name)) if wish.name else None
     if record is None:
         job, record = _begin(aws, wish)
@@ -62,7 +64,7 @@ def run(wish: Wish, *, detach: bool = False) -> None:
             click.echo(f"run {record.run}: host {record.hosts[-1].id} runs")
             write_record(job.place, record)
         else:
-            options = options_of(compose(record.overrides), aws)
+            options = options_of(compose(record.overrides), aws, wish.measured)
             job = replace(job, options=options)
             _confirm(job, record, yes=wish.yes)
             record = start_next(job, record)
@@ -79,7 +81,8 @@ def _begin(aws: Aws, wish: Wish) -> tuple[Job, Record]:
 
     config, where = compose(wish.given), Path()
     remote = supply.remote_url(where)
-    options = options_of(config, aws)
+    supply.check_reachable(remote, bucket_of(None, config.host), config.host.prefix)
+    options = options_of(config, aws, wish.measured)
     sent = _with_experiment(PARAMS.read_text(), wish.experiment) if wish.experiment else None
     taken = code.snapshot(where, {PARAMS.name: sent} if sent else None)
     record = Record(
@@ -95,7 +98,7 @@ def _begin(aws: Aws, wish: Wish) -> tuple[Job, Record]:
     changes = ", with uncommitted changes" if taken.changed else ""
     click.echo(f"code: {taken.commit[:12]}{changes}; experiment {config.experiment}")
     _confirm(job, record, yes=wish.yes)
-    _push(remote)
+    _push(remote, config.host.region)
     code.upload(aws.client("s3"), where, taken.commit, record.run, job.place.bucket, job.place.prefix)
     return job, write_record(job.place, record)
 
@@ -123,7 +126,7 @@ def _confirm(job: Job, record: Record, *, yes: bool) -> None:
         click.confirm("start it?", abort=True)
 
 
-def _push(remote: str) -> None:
+def _push(remote: str, region: str) -> None:
     """Push the data that the host is to pull, and say what and how much it is."""
     from cnn_tuning.cloud import supply
 
@@ -135,7 +138,7 @@ def _push(remote: str) -> None:
     named = ", ".join(f"{out.path} {out.size / 1e6:.1f} MB" for out in most)
     total = sum(out.size for out in outs) / 1e6
     click.echo(f"data: {len(outs)} outputs, {total:.1f} MB, to {remote} ({named}): pushing what is missing there")
-    click.echo(f"data: {supply.push()} files pushed")
+    click.echo(f"data: {supply.push(region)} files pushed")
 
 
 def _with_experiment(text: str, experiment: str) -> str:

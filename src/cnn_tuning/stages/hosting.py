@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,14 +21,22 @@ from cnn_tuning.config import (
     recipe_of,
 )
 from cnn_tuning.errors import UserError
+from cnn_tuning.stages.host_measured import measured_on_hosts
 from cnn_tuning.stages.host_tables import figure, new_table, print_table
 
 if TYPE_CHECKING:
     from cnn_tuning.cloud.aws import Aws
     from cnn_tuning.cloud.plan import Measured, Option
+    from cnn_tuning.cloud.prices import Market
 
 META = Path("data/prepared/meta.json")
 TRAINING = Path("results/training/training.json")
+BASIS = {
+    "measured": "measured",
+    "scaled from a measured run": "scaled",
+    "calibration table": "calibrated",
+    "unknown": "",
+}
 
 
 @dataclass(frozen=True)
@@ -47,14 +55,8 @@ def plan(overrides: Sequence[str], measured: Sequence[str], *, as_json: bool) ->
 
 def planned(config: Config, measured: Sequence[str], aws: Aws, *, as_json: bool = False) -> list[Option]:
     """Print the plan and return its options, the best first."""
-    from cnn_tuning.cloud.plan import Work, rank
-    from cnn_tuning.cloud.prices import ask_market
-
-    runs = [*_measured_here(config), *map(_measured_there, measured)]
-    images, epochs = _training_images(config), _epochs(config)
-    market = ask_market(aws, config.host.candidates)
-    work = Work(None if images is None else int(images * epochs), config.model.name)
-    options = rank(config.host, work, runs, market)
+    images, epochs = training_images(config), _epochs(config)
+    options, market = ranked(config, measured, aws, epochs)
     if as_json:
         about = {"experiment": config.experiment, "training_images": images, "epochs": epochs,
                  "market": config.host.market, "region": config.host.region, "notes": market.notes}  # fmt: skip
@@ -70,8 +72,22 @@ def planned(config: Config, measured: Sequence[str], aws: Aws, *, as_json: bool 
     return options
 
 
+def ranked(config: Config, measured: Sequence[str], aws: Aws, epochs: float) -> tuple[list[Option], Market]:
+    """Return the options for so many epochs, the best first, and the market that they rest on."""
+    from cnn_tuning.cloud.plan import Work, rank
+    from cnn_tuning.cloud.prices import ask_market
+
+    recorded, notes = measured_on_hosts(config)
+    runs = [*_measured_here(config), *recorded, *map(_measured_there, measured)]
+    images = training_images(config)
+    market = ask_market(aws, config.host.candidates)
+    market = replace(market, notes=(*market.notes, *notes))
+    work = Work(None if images is None else int(images * epochs), config.model.name)
+    return rank(config.host, work, runs, market), market
+
+
 def _print_plan(options: Sequence[Option]) -> None:
-    table = new_table("type", "GPU", "vCPU", "images/s", "hours", "$ on demand", "quota", "$ spot by zone")
+    table = new_table("type", "GPU", "vCPU", "images/s", "from", "hours", "$ on demand", "quota", "$ spot by zone")
     quota = {True: "ok", False: "too low", None: "?"}
     for option in options:
         spot = ", ".join(f"{zone} {usd:.2f}" for zone, usd in sorted(option.usd_spot.items()))
@@ -80,6 +96,7 @@ def _print_plan(options: Sequence[Option]) -> None:
             option.gpu or "",
             str(option.vcpus),
             figure(option.samples_per_second, ",.0f"),
+            BASIS[option.basis],
             figure(option.hours, ".2f"),
             figure(option.usd_on_demand, ".2f"),
             quota[option.quota_ok],
@@ -119,7 +136,7 @@ def _epochs(config: Config) -> float:
     return total
 
 
-def _training_images(config: Config) -> int | None:
+def training_images(config: Config) -> int | None:
     """Return how many images are trained on; None where neither the data nor its configuration say."""
     if META.is_file():
         meta = json.loads(META.read_text())
@@ -145,7 +162,7 @@ def _measured_here(config: Config) -> list[Measured]:
     same = trained.model == config.model and trained.data.image == config.data.image
     if not same or training["device"] != "cpu":
         return []
-    return [Measured(training["samples_per_second"], cores=training["threads"])]
+    return [Measured(training["samples_per_second"], cores=training["threads"] * training.get("processes", 1))]
 
 
 def _measured_there(text: str) -> Measured:

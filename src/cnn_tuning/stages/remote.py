@@ -42,12 +42,13 @@ def init(bucket: str | None, overrides: Sequence[str], *, force: bool) -> None:
 
 def print_policies(bucket: str | None, overrides: Sequence[str]) -> None:
     """Print the least-privilege policies as JSON."""
-    from cnn_tuning.cloud import policies
+    from cnn_tuning.cloud import cluster, policies
 
     host = compose_sections(Needed, overrides).host
     name = bucket_of(bucket, host)
     told = {
         "person": policies.of_person(host.project, name, host.prefix),
+        "person, for Ray clusters": cluster.of_person(host.project),
         "host": policies.of_host(host.project, "RUN", name, host.prefix),
         "guard": policies.of_guard(host.project, "RUN"),
         "bucket": {"Version": "2012-10-17", "Statement": [policies.of_bucket(name)]},
