@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_ALLOW_PICKLE_DESERIALIZATION := false
 
-.PHONY: help setup repro test faults check ui dashboard serve doctor verify lock clean
+.PHONY: help setup repro test faults chaos audit check ui dashboard serve doctor verify lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -37,6 +37,12 @@ test: $(READY) ## Run the tests (without the slow ones)
 faults: $(READY) ## Run the test of each fault, print a table (ARGS='-k "10 or 25"': some)
 	python bench/faults.py $(ARGS)
 
+chaos: $(READY) ## Strike 50 runs of the pipeline at random, print a table (ARGS='--runs 7')
+	python bench/chaos.py $(ARGS)
+
+audit: $(READY) ## Known holes in packages, secrets in files, unsafe code
+	python bench/audit.py
+
 check: $(READY) ## Lint, types, import directions, generated files
 	ruff check .
 	ruff format --check .
@@ -47,7 +53,7 @@ ui: $(READY) ## Compare runs in the browser: http://127.0.0.1:5000
 	mlflow ui
 
 dashboard: $(READY) ## Look into searches, also running ones: http://127.0.0.1:8090
-	@journal=$$(ls -t .state/search/journal.log .state/search/*/journal.log 2>/dev/null | head -1); \
+	@journal=$$(ls -t {,scratch/,scratch/*/}.state/search/{,*/}journal.log 2>/dev/null | head -1); \
 	if [ -n "$$journal" ]; then echo "$$journal at http://127.0.0.1:8090 (Ctrl-C ends it)"; \
 	optuna-dashboard --quiet --host 127.0.0.1 --port 8090 "$$journal"; \
 	else echo "no search has run here yet: \`dvc repro\` runs that of the experiment (search:)"; fi

@@ -154,6 +154,33 @@ def test_splits_come_from_the_names(tmp_path):
         assert {name: len(split) for name, split in data.splits.items()} == {"train": 12, "val": 1, "test": 12}
 
 
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("mnist_test.csv", "test"),
+        ("Fashion-MNIST Test.csv", "test"),
+        ("testing1.csv", "test"),
+        ("digits.valid.csv", "val"),
+        ("x/validation.csv", "val"),
+        ("val2.csv", "val"),
+        ("training_set_test_site.csv", "train"),
+        ("contest.csv", "train"),
+        ("interval.csv", "train"),
+        ("latest values.csv", "train"),
+        ("constrained-test.csv", "test"),
+    ],
+)
+def test_a_split_is_a_whole_word_of_the_name(tmp_path, name, split):
+    (tmp_path / "raw" / name).parent.mkdir(parents=True)
+    others = [f"{other}.csv" for other in ("train", "test") if other != split]
+    one = CSV[: CSV.index(b"\n") + 1]
+    files = {other: CSV if other == "train.csv" else one for other in others}
+    files[name] = CSV if split == "train" else one
+    with read(configured("csv", files), write(tmp_path / "raw", files)) as data:
+        assert {name: len(found) for name, found in data.splits.items()} == {"train": 12, "test": 1, split: (
+            12 if split == "train" else 1)}  # fmt: skip
+
+
 def test_csv_white_is_scaled_to_255(tmp_path):
     files = {"a.csv": b"0,8,16,4,1\n16,16,16,16,0\n"}
     config = configured("csv", files, csv=CsvConfig("last", 16), image=ImageConfig((2, 2), 1))

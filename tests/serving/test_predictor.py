@@ -11,7 +11,7 @@ import torch
 from live import png
 
 from cnn_tuning.data.images import BadImage
-from cnn_tuning.serving.predictor import BATCH, Predictor
+from cnn_tuning.serving.predictor import BATCH, Predictor, fastest_device
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +29,20 @@ def test_probabilities_are_the_softmax_of_the_network_in_memory(
     np.testing.assert_array_equal(answer, expected)
     np.testing.assert_allclose(answer.sum(1), 1, atol=1e-6)
     assert len(set(answer.argmax(1))) > 1, "the images must be told apart, or the test shows nothing"
+
+
+def test_many_images_are_answered_by_the_gpu_where_there_is_one(
+    bundle: Path, predictor: Predictor, digits: np.ndarray
+) -> None:
+    device = fastest_device()
+    assert device == ("cuda" if torch.cuda.is_available() else "cpu")
+    fast = Predictor(bundle, device=device)
+    assert next(fast.network.parameters()).device.type == device
+    answers = [fast.probabilities(digits) for _ in range(2)]
+    np.testing.assert_array_equal(*answers)
+    if device == "cpu":
+        np.testing.assert_array_equal(answers[0], predictor.probabilities(digits))
+    np.testing.assert_allclose(answers[0], predictor.probabilities(digits), atol=1e-5)
 
 
 def test_more_images_than_a_batch(predictor: Predictor) -> None:

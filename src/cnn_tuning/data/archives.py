@@ -78,6 +78,8 @@ def extract(
     except (FileExistsError, NotADirectoryError, IsADirectoryError):
         raise UserError(f"{archive}: refused: the same name appears twice") from None
     except OSError as error:
+        if error.errno in (None, errno.EINVAL):  # damaged bzip2 in a zip; a place before its begin
+            raise UserError(f"{archive}: damaged or not a zip or tar archive ({error})") from None
         if error.errno != errno.ENAMETOOLONG:
             raise
         raise UserError(f"{archive}: refused: holds a name that is too long for this file system") from None

@@ -9,6 +9,7 @@ import gzip
 import io
 import math
 import pickle
+import re
 import zlib
 from pathlib import Path
 from typing import IO, Any
@@ -20,12 +21,19 @@ from cnn_tuning.errors import UserError
 
 Arrays = dict[str, tuple[np.ndarray, np.ndarray]]
 
-_SPLIT_WORDS = (("train", "train"), ("val", "val"), ("test", "test"), ("t10k", "test"))
+_SPLIT_WORDS = {
+    "train": ("train", "training", "trainset"),
+    "val": ("val", "valid", "validation", "valset"),
+    "test": ("test", "testing", "testset", "t10k"),
+}
 _CIFAR_PIXELS = 3 * 32 * 32
 
 
 def _split_of(name: str) -> str | None:
-    return next((split for word, split in _SPLIT_WORDS if word in name.lower()), None)
+    """Return the split that a whole word of a name says, `train` before the others; a number may end the word."""
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    said = {*words, *(word.rstrip("0123456789") for word in words)}
+    return next((split for split, known in _SPLIT_WORDS.items() if said & {*known}), None)
 
 
 def _joined(images: np.ndarray, labels: np.ndarray, place: str) -> tuple[np.ndarray, np.ndarray]:

@@ -44,15 +44,19 @@ class Specification:
 
 
 def save(directory: Path, network: nn.Module, specification: Specification) -> None:
-    """Write the bundle; equal weights give equal bytes."""
+    """Write the bundle; equal weights give equal bytes. A file is there whole or not at all."""
     from safetensors.torch import save as to_bytes
 
     directory.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     weights = to_bytes(state)
-    (directory / WEIGHTS).write_bytes(weights)
     content = {"weights_sha256": hashlib.sha256(weights).hexdigest(), **dataclasses.asdict(specification)}
-    (directory / MODEL).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    written = {WEIGHTS: weights, MODEL: text.encode()}
+    for name, data in written.items():
+        (directory / f".{name}.partial").write_bytes(data)
+    for name in written:
+        (directory / f".{name}.partial").replace(directory / name)
 
 
 def load(directory: Path, device: str = "cpu") -> tuple[Network, Specification]:

@@ -203,7 +203,7 @@ def application(predictor: Predictor, config: ServingConfig, name: str, version:
         Route("/predict", front.predict, methods=["POST"]),
         Route("/invocations", front.predict, methods=["POST"]),
     ]
-    return Starlette(
+    app = Starlette(
         routes=routes,
         middleware=[Middleware(KnownHosts, allowed=config.allowed_hosts)],
         exception_handlers={
@@ -215,6 +215,8 @@ def application(predictor: Predictor, config: ServingConfig, name: str, version:
         },
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # /predict/ is no path of this server: a line says so, like for any other
+    return app
 
 
 def _top_k(request: Request) -> int | None:

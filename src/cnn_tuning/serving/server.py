@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnn_tuning.config import ServingConfig
+from cnn_tuning.data.digests import sha256_of
 from cnn_tuning.errors import UserError, redact
+from cnn_tuning.tracking.registry import BUNDLE_TAG
 from cnn_tuning.tracking.store import absolute, open_store, problem_of, sqlite_path
 
 if TYPE_CHECKING:
@@ -131,16 +133,25 @@ def _registered(model: str, uri: str) -> Served:
         downloaded = mlflow.artifacts.download_artifacts(named.uri, dst_path=copy, tracking_uri=uri)
     except (MlflowException, OSError) as error:
         raise _refused(model, uri, error) from None
-    return _inside(Path(downloaded), named.name, named.version or "unregistered")
+    served = _inside(Path(downloaded), named.name, named.version or "unregistered")
+    if named.bundle_sha256 not in (None, sha256_of(served.bundle / "model.json")):
+        raise UserError(
+            f"{model}: its files are not those that were registered (SHA-256 differs): promote another version"
+        )
+    return served
 
 
 @dataclass(frozen=True)
 class Named:
-    """A model in a store. `uri` names this version whatever its alias does later; `version` may be empty."""
+    """A model in a store. `uri` names this version whatever its alias does later; `version` may be empty.
+
+    `bundle_sha256`: of what was registered; None for a model that is not, or was by older code.
+    """
 
     name: str
     version: str
     uri: str
+    bundle_sha256: str | None = None
 
 
 def registered(model: str, uri: str) -> Named:
@@ -163,10 +174,15 @@ def registered(model: str, uri: str) -> Named:
     name, _, version = name.partition("/")
     try:
         # The version is settled first: an alias may move between two questions.
-        version = str(client.get_model_version_by_alias(name, alias).version) if at else version
+        found = client.get_model_version_by_alias(name, alias) if at else None
+        if found is None and version.isdecimal():
+            found = client.get_model_version(name, version)
     except (MlflowException, OSError) as error:
         raise _refused(model, uri, error) from None
-    return Named(name, version, f"models:/{name}/{version}" if version else model)
+    if found is None:
+        return Named(name, version, f"models:/{name}/{version}" if version else model)
+    version = str(found.version)
+    return Named(name, version, f"models:/{name}/{version}", found.tags.get(BUNDLE_TAG))
 
 
 def _refused(model: str, uri: str, error: Exception) -> UserError:
