@@ -32,6 +32,10 @@ RECORDS = ("cnn_tuning/tracking", "cnn_tuning/config", "cnn_tuning/errors.py", "
            "cnn_tuning/stages/lineage.py", "cnn_tuning/__init__.py")  # fmt: skip
 
 
+# Among them, what decides arms, points of a grid, their changes, and which version is the champion.
+DECIDES = ("cnn_tuning/config/patching.py", "cnn_tuning/config/variants.py", "cnn_tuning/tracking/gate.py")
+VARIANTS = {"applies", "arms", "changes_of", "grid", "side_by_side"}
+
 # What a training tells of itself, in the terminal and in its run: `diagnose` is made of it, trainings are not.
 TOLD = ("cnn_tuning/diagnosis/findings.py", "cnn_tuning/diagnosis/judge.py", "cnn_tuning/diagnosis/rules")
 TELLS = {"train": (*TOLD, "cnn_tuning/reports"), "ablate": TOLD, "tune": TOLD}
@@ -63,7 +67,8 @@ def test_a_stage_depends_on_the_code_that_it_is_made_of(stage):
 
 def records(file: Path) -> bool:
     """Tell whether a file belongs to what records or shows."""
-    return file.relative_to(SOURCE).as_posix().startswith(RECORDS)
+    name = file.relative_to(SOURCE).as_posix()
+    return name.startswith(RECORDS) and name not in DECIDES
 
 
 def closure(start: Path) -> set[Path]:
@@ -83,6 +88,8 @@ def closure(start: Path) -> set[Path]:
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module:
                 names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+                if node.module == "cnn_tuning.config" and VARIANTS & {alias.name for alias in node.names}:
+                    names.append("cnn_tuning.config.variants")
             for name in names:
                 if name.startswith("cnn_tuning"):
                     place = SOURCE / name.replace(".", "/")

@@ -104,7 +104,7 @@ def _remote() -> Check:
     if not Path(".dvc").is_dir():
         return Check("data remote", False, "no DVC project here", "run this in the project's top folder")
     try:
-        config = Config()
+        config = Config(".dvc")
     except ConfigError as error:
         return Check("data remote", False, str(error))
     name = config["core"].get("remote")

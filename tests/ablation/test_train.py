@@ -8,15 +8,19 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
+from filelock import FileLock
 
+from cnn_tuning.ablation.settle import settle
 from cnn_tuning.ablation.train import jobs_of, missing, results_of, train_jobs
 from cnn_tuning.ablation.worker import share
 from cnn_tuning.config import DiagnosisConfig, QuestionConfig, flatten, patch, to_plain
-from cnn_tuning.training.resume import Interrupted
+from cnn_tuning.tracking.run import Run
+from cnn_tuning.training.resume import Interrupted, State
 
 SETTINGS = {"trainer.max_epochs": 1, "trainer.batch_size": 256}
 QUESTION = QuestionConfig("Does it help?", {"model.dropout": ["none", "both"]}, SETTINGS, seeds=2)
@@ -107,9 +111,32 @@ def test_an_interrupted_ablation_goes_on_in_mid_training(recipe, packed, tmp_pat
     capfd.readouterr()
     train(jobs, packed, tmp_path / "cut", tracking)
     assert "going on from" in capfd.readouterr().err
+    assert len(list((tmp_path / "spool").glob("*.jsonl"))) == 2  # what was cut off and went on is one run
     for whole, cut in zip(*(results_of(jobs, packed, tmp_path / n, 0.0) for n in ("whole", "cut")), strict=True):
         assert np.array_equal(whole.right, cut.right)
         assert whole.val_loss == cut.val_loss
+
+
+def test_who_waits_for_anothers_arm_does_so_at_rest(jobs, packed, tmp_path, tracking, monkeypatch):
+    """Another process trains the last arm: this one looks now and then, and does not spin."""
+    others = FileLock(State(tmp_path / "arms", jobs[0].recipe, packed.meta.digest).path / "lock")
+    Path(others.lock_file).parent.mkdir(parents=True)
+    rested = []
+
+    def made_meanwhile(seconds=0.0):
+        rested.append(seconds)
+        (Path(others.lock_file).parent / "result.json").write_text('{"failure": "diverged", "seconds": 1}')
+
+    monkeypatch.setattr("cnn_tuning.ablation.settle.time", SimpleNamespace(sleep=made_meanwhile), raising=False)
+    at_last = threading.Timer(20, made_meanwhile)  # so that one that spins ends, too
+    at_last.start()
+    with Run.start(tracking(), name="ablate", kind="ablate", params={}) as run, others:
+        none = DiagnosisConfig("none")
+        (result,) = settle(jobs[:1], packed, tmp_path / "arms", workers=1, diagnosis=none,
+                           tracking=tracking(), tracked=run)  # fmt: skip
+    at_last.cancel()
+    assert result.failure == "diverged"
+    assert rested[0] > 0
 
 
 @pytest.mark.slow

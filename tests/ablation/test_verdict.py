@@ -136,6 +136,21 @@ def test_failed_arms_are_said_first_and_compared_where_they_can_be():
     assert "with the 2 seeds of 3 that both finished" in said[3].text
 
 
+def test_trainings_of_different_devices_are_told_before_any_difference():
+    results = [result("a=1", 0, [1, 0]), result("a=1", 1, [1, 1]), result("a=2", 0, [1, 1]), failed("a=2", 1)]
+    places = ("cpu 32-true", "cpu 32-true", "cuda bf16-mixed", "")
+    results = [replace(r, made_on=place) for r, place in zip(results, places, strict=True)]
+    _, first, *_ = sentences(results, compare(results, reference="a=1", pairs=False, confidence=0.95))
+    assert (first.kind, first.text) == (
+        "open",
+        "The trainings were made on different devices (2 on cpu 32-true, 1 on cuda bf16-mixed): a difference "
+        "between arms may come of that.",
+    )
+    same = [replace(r, made_on="cpu 32-true") for r in results if r.right is not None]
+    said = sentences(same, compare(same, reference="a=1", pairs=False, confidence=0.95))
+    assert "devices" not in " ".join(s.text for s in said)
+
+
 def test_nothing_is_left_to_compare():
     results = [failed("a=1", 0, "out of memory."), result("a=2", 0, [1, 0])]
     said = sentences(results, compare(results, reference="a=1", pairs=False, confidence=0.95))

@@ -48,6 +48,7 @@ def test_every_experiment_composes_and_validates(name):
     assert head[0] == "# @package _global_"
     assert head[1].startswith("# ")
     assert name in head[1] or "dvc repro" in head[1]
+    assert any(line.startswith(("# Expected: ", "# Not measured: ")) for line in head)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "conf").glob("*/*.yaml")), ids=str)

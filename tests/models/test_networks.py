@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from cnn_tuning.config import ImageConfig, compose, patch
 from cnn_tuning.errors import UserError
 from cnn_tuning.models import bundle
 from cnn_tuning.models.network import Dropout, architectures, build_network
+from cnn_tuning.training.fit import layer_table
 
 SHAPES = {"lab_cnn": (1, 28, 28), "compact_cnn": (1, 28, 28), "compact_cnn_fast": (1, 28, 28),
           "compact_cnn_small": (1, 8, 8), "resnet9": (3, 32, 32), "plain_cnn": (1, 8, 8)}  # fmt: skip
@@ -98,6 +101,26 @@ def test_the_lab_network_has_the_labs_layers_and_parameters():
     assert sum(p.numel() for p in built("lab_cnn").parameters()) == 1_199_882
 
 
+def test_the_table_of_the_lab_network_has_shapes_parameters_and_operations():
+    table = layer_table(built("lab_cnn"), SHAPES["lab_cnn"])
+    head, _, *lines = table.splitlines()
+    assert [cell.strip() for cell in head.split("|")][1:] == [
+        "Name", "Type", "Params", "Mode", "FLOPs", "In sizes", "Out sizes",
+    ]  # fmt: skip
+    cells = [[cell.strip() for cell in line.split("|")][1:] for line in lines if "|" in line]
+    shown = [(kind, parameters, outputs) for _, kind, parameters, _, _, _, outputs in cells]
+    assert [line for line in shown if line[0] in ("Conv2d", "Linear")] == [
+        ("Conv2d", "320", "[1, 32, 26, 26]"),
+        ("Conv2d", "18.5 K", "[1, 64, 24, 24]"),
+        ("Linear", "1.2 M", "[1, 128]"),
+        ("Linear", "1.3 K", "[1, 10]"),
+    ]
+    # Two operations a multiplication with its addition: 2 × 26 × 26 × 32 × 9 of the first convolution.
+    (flops,) = {line[4] for line in cells if line[2] == "320"}
+    assert flops == "389 K"
+    assert "1.2 M     Total params" in table
+
+
 def specification(name="lab_cnn"):
     model = compose([f"model={name}"], params=None, conf=CONF).model
     image = ImageConfig(size=SHAPES[name][1:], channels=SHAPES[name][0])
@@ -115,6 +138,25 @@ def test_a_bundle_gives_back_the_same_network_from_the_same_bytes(tmp_path):
     assert again == spec
     images = torch.randint(0, 256, (5, 1, 28, 28), dtype=torch.uint8)
     assert torch.equal(loaded(images), network(images))
+
+
+def test_a_bundle_that_could_not_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    spec = specification()
+    bundle.save(tmp_path, spec.build(), spec)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    write = Path.write_bytes
+
+    def full(path, data):
+        write(path, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "write_text", lambda path, text: full(path, text.encode()))
+    with pytest.raises(OSError, match="No space left"):
+        bundle.save(tmp_path, spec.build(), spec)
+    after = {p.name: p.read_bytes() for p in tmp_path.iterdir() if not p.name.endswith(".partial")}
+    assert after == before
+    bundle.load(tmp_path)
 
 
 def test_a_bundle_that_was_altered_or_does_not_fit_is_refused_in_a_line(tmp_path):

@@ -63,6 +63,23 @@ def test_what_the_ablation_concludes_is_told_and_recorded(digits):
     assert parents == (1,)
 
 
+def test_each_stage_that_writes_a_page_logs_it_with_its_runs(digits):
+    pages = {
+        path.parent.name: path.read_text()
+        for path in (digits.path / "mlruns").rglob("report.html")
+        if path.parent.name in ("ablation", "search", "evaluation")
+    }
+    assert pages == {name: digits.text(f"results/{name}/report.html") for name in pages}
+    assert set(pages) == {"ablation", "search", "evaluation"}
+    assert len(list((digits.path / "mlruns").rglob("evaluation/report.html"))) == 2  # baseline and tuned
+
+
+def test_the_table_of_layers_is_logged_with_the_training(digits):
+    table = digits.text("models/baseline/layers.txt")
+    assert "Params" in table.splitlines()[0]
+    assert table in [path.read_text() for path in (digits.path / "mlruns").rglob("model/layers.txt")]
+
+
 def test_what_the_search_found_is_told_and_recorded(digits):
     best = json.loads(digits.text("results/search/best.json"))
     rows = list(csv.DictReader(digits.text("results/search/trials.csv").splitlines()))
@@ -181,7 +198,7 @@ def test_a_changed_threshold_judges_again_and_trains_nothing(again):
     assert set(ran(printed)) == {"configure", "diagnose"}
     assert "class_imbalance" in printed
     assert json.loads(again.text("results/diagnosis/metrics.json"))["baseline"]["class_imbalance"] == 1
-    stops = "diagnosis: {rules: {class_imbalance: {action: stop, thresholds: {ratio: 1.01}}}}\n"
+    stops = "diagnosis: {rules: {overfitting: {action: stop}}}\n"
     (again.path / "params.yaml").write_text(WHOLE + stops)
     again.repro("configure")
     assert "diagnosis.stopping" in again.run("dvc", "status", "train")  # it decides when the training ends

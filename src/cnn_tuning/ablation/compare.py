@@ -41,6 +41,7 @@ class Result:
     `gap`: training less validation accuracy after the last epoch. Not of the best one: it was chosen for its
     validation accuracy, so that its gap is smaller than what the recipe leads to. Of a training that failed,
     `right` is None, the figures are NaN and `failure` says why. `findings`: the rules of the diagnosis that fired.
+    `made_on`: device and precision, such as `cpu fp32`.
     """
 
     arm: str
@@ -56,6 +57,7 @@ class Result:
     failure: str = ""
     findings: tuple[str, ...] = ()
     gap: float = float("nan")
+    made_on: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from cnn_tuning.ablation.worker import share
 from cnn_tuning.config import DiagnosisConfig, TrackingConfig, to_plain
 from cnn_tuning.data.packed import PackedData
 from cnn_tuning.tracking.run import Run
+
+LOOK_S = 1.0
 
 
 def settle(
@@ -41,8 +44,10 @@ def settle(
         "tracking": to_plain(tracking),
         "parent": tracked.key,
     }
-    while missing(jobs, data, kept):  # again, where a worker died
+    while left := missing(jobs, data, kept):  # again, where a worker died
         with share(min(workers, remaining) - 1, kept / f"{jobs[0].question}.json", **spec):
             train_jobs(jobs, data, kept, diagnosis=diagnosis, tracking=tracking, parent=tracked.key)
+        if missing(jobs, data, kept) == left:
+            time.sleep(LOOK_S)  # another ablation is at the rest
     tracked.log_metrics({"arms/computed": remaining, "arms/known": len(jobs) - remaining})
     return results_of(jobs, data, kept, tracking.price_per_hour)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,8 +33,8 @@ from cnn_tuning.config import (
     to_plain,
 )
 from cnn_tuning.data.packed import PackedData
-from cnn_tuning.diagnosis.judge import diagnose
-from cnn_tuning.diagnosis.record import record_training
+from cnn_tuning.diagnosis.findings import Finding
+from cnn_tuning.diagnosis.record import judge_and_record
 from cnn_tuning.diagnosis.recording import Recording
 from cnn_tuning.diagnosis.watch import Watch
 from cnn_tuning.tracking.run import Run
@@ -113,6 +112,12 @@ def missing(jobs: Sequence[Job], data: PackedData, folder: Path) -> int:
     return sum(1 for _ in _missing(jobs, data, folder))
 
 
+def begun(jobs: Sequence[Job], data: PackedData, folder: Path) -> int:
+    """Return how many jobs are trained, or are partly."""
+    places = (_kept(job, data, folder) for job in jobs)
+    return sum((kept / RESULT).exists() or any(kept.glob(f"{UNFINISHED}/*/checkpoints.json")) for kept in places)
+
+
 def _missing(jobs: Sequence[Job], data: PackedData, folder: Path) -> Iterator[tuple[Job, Path]]:
     for job in jobs:
         kept = _kept(job, data, folder)
@@ -133,9 +138,10 @@ def _train(
     began, watch = time.monotonic(), Watch(job.recipe, diagnosis, job.name, stops=False)
     facts: dict[str, Any] = {"findings": []}
     right = None
+    goes_on = (kept / UNFINISHED).exists()
     try:
         with Run.start(
-            tracking, name=name, kind="arm", params=params, tags=tags, parent=parent, waits=False
+            tracking, name=name, kind="arm", params=params, tags=tags, parent=parent, waits=False, goes_on=goes_on
         ) as tracked:
             try:
                 fitted = fit(
@@ -148,10 +154,11 @@ def _train(
                     brief=True,
                 )
             except Diverged:
-                facts["findings"] = _record(tracked, kept, job.recipe, watch.so_far(), diagnosis)
+                found = judge_and_record(tracked, kept, job.recipe, watch.so_far(), diagnosis)
+                facts["findings"] = _fired(found)
                 raise
             recording = watch.conclude(fitted, data, tracked.system_samples())
-            facts["findings"] = _record(tracked, kept, fitted.recipe, recording, diagnosis)
+            facts["findings"] = _fired(judge_and_record(tracked, kept, fitted.recipe, recording, diagnosis))
             facts |= {**_facts(fitted), "run": tracked.key}
             right = right_answers(recording)
             tracked.log_metrics({"val/gap": facts["gap"]})
@@ -168,16 +175,7 @@ def _train(
     print(f"{job.name}: {outcome}", file=sys.stderr)
 
 
-def _record(
-    tracked: Run, kept: Path, recipe: Recipe, recording: Recording, diagnosis: DiagnosisConfig
-) -> list[str]:
-    """Log what was recorded and found; return the rules that fired."""
-    recording, findings = diagnose(recording, diagnosis)
-    with tempfile.TemporaryDirectory(dir=kept) as scratch:
-        model, sheet = Path(scratch, "model"), Path(scratch, "sheet")
-        model.mkdir()
-        sheet.mkdir()
-        record_training(tracked, model, sheet, recipe, recording, findings)
+def _fired(findings: Sequence[Finding]) -> list[str]:
     return [finding.rule for finding in findings if finding.status == "fired"]
 
 
@@ -227,4 +225,5 @@ def _read(job: Job, kept: Path, price_per_hour: float) -> Result:
         failure=facts.get("failure", ""),
         findings=tuple(facts.get("findings", ())),
         gap=facts.get("gap", float("nan")),
+        made_on=" ".join(str(facts[name]) for name in ("device", "precision") if name in facts),
     )

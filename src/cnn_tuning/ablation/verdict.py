@@ -6,6 +6,7 @@ show it for these networks?). An effect is stated as found only where its interv
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -26,9 +27,10 @@ class Sentence:
 
 
 def sentences(results: Sequence[Result], comparisons: Sequence[Comparison]) -> list[Sentence]:
-    """Return what is to be said of arms that failed, then of each comparison."""
+    """Return what is to be said of arms that failed, of devices that differ, then of each comparison."""
     lost = {arm for arm, own in by_arm(results).items() if all(r.right is None for r in own)}
     found = [Sentence(text, "failed") for text in failures(results)]
+    found += [Sentence(text, "open") for text in mixed(results)]
     met = [c for c in comparisons if not {c.arm, c.reference} & lost]
     found += [Sentence(verdict(c), "clear" if c.accuracy.is_clear or c.gap.is_clear else "open") for c in met]
     return found if met else [*found, Sentence("There is nothing to compare.", "failed")]
@@ -48,6 +50,15 @@ def failures(results: Sequence[Result]) -> list[str]:
         reason = failed[0].failure.strip().rstrip(".") or "no reason is known"
         found.append(f"{arm} did not finish with {how_often}: {reason}.")
     return found
+
+
+def mixed(results: Sequence[Result]) -> list[str]:
+    """Return a sentence where the trainings that are compared were not all made on the same kind of device."""
+    counts = Counter(r.made_on for r in results if r.made_on)
+    if len(counts) < 2:
+        return []
+    made = ", ".join(f"{count} on {place}" for place, count in counts.most_common())
+    return [f"The trainings were made on different devices ({made}): a difference between arms may come of that."]
 
 
 def verdict(comparison: Comparison) -> str:

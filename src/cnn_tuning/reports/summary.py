@@ -77,6 +77,8 @@ def _model(registered: dict[str, object]) -> str:
     if "version" not in registered and delivered.is_file():  # by a later `cnn-tuning sync`
         for progress in json.loads(delivered.read_text()).values():
             registered = {**registered, **(progress.get("registered") or {})}
+    if "version" not in registered and "reason" in registered:
+        return f"{registered['model']}: {registered['reason']}"
     if "version" not in registered:
         return f"{registered['model']}: not registered yet (the store was away); deliver it with `cnn-tuning sync`"
     name = f"models:/{registered['model']}/{registered['version']}"

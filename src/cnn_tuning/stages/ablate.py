@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,6 +25,9 @@ from cnn_tuning.config import (
 from cnn_tuning.stages.command import Place, empty_folder, gather_plots, stage
 from cnn_tuning.stages.lineage import prepared_data, record_data, recorded
 from cnn_tuning.tracking.run import Run
+
+if TYPE_CHECKING:
+    from cnn_tuning.ablation.outcome import Outcome
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,12 @@ def run(config: AblateConfig, place: Place) -> None:
         gather_plots(out)
         click.echo("no ablation in this experiment (ablation: none)")
         return
-    from cnn_tuning.reports.ablation import write_report
     from cnn_tuning.training.resume import Interrupted
 
-    outcomes = []
+    outcomes: list[Outcome] = []
     try:
         for name, question in questions.items():
-            outcomes.append(_settle(config, place, name, question, out / name))
+            _settle(config, place, name, question, outcomes)
     except Interrupted as stopped:
         click.echo(str(stopped), err=True)
         raise
@@ -62,25 +63,30 @@ def run(config: AblateConfig, place: Place) -> None:
         for metric, value in outcome.metrics().items():
             _nest(metrics, metric.split("/"), value)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    write_report(out / "report.html", outcomes, _facts(config, place))
     gather_plots(out)
     click.echo(f"report: {out / 'report.html'}")
 
 
-def _settle(config: AblateConfig, place: Place, name: str, question: QuestionConfig, out: Path) -> Any:
+def _settle(config: AblateConfig, place: Place, name: str, question: QuestionConfig, known: list[Outcome]) -> None:
+    """Settle a question, add what came of it to what is known, and write the page on all of it."""
     from cnn_tuning.ablation.outcome import write_outcome
     from cnn_tuning.ablation.settle import settle
-    from cnn_tuning.ablation.train import jobs_of, missing
+    from cnn_tuning.ablation.train import begun, jobs_of, missing
+    from cnn_tuning.reports.ablation import write_report
 
-    data = prepared_data(place)
+    data, page = prepared_data(place), place.outputs / place.ablation / "report.html"
+    out = page.with_name(name)
     workers = config.ablation.workers
     jobs = jobs_of(name, question, recipe_of(config), workers)
     kept = place.outputs / place.state / "arms"
     params = recorded(to_plain(recipe_of(config)) | {"ablation": to_plain(question)}, place)
-    with Run.start(config.tracking, name=f"ablate {name}", kind="ablate", params=params) as tracked:
+    goes_on = begun(jobs, data, kept) > 0
+    with Run.start(
+        config.tracking, name=f"ablate {name}", kind="ablate", params=params, goes_on=goes_on
+    ) as tracked:
         record_data(tracked, place, data, "val")
-        known = len(jobs) - missing(jobs, data, kept)
-        click.echo(f"ablate {name}: {len(jobs)} trainings, {known} of them known", err=True)
+        made = len(jobs) - missing(jobs, data, kept)
+        click.echo(f"ablate {name}: {len(jobs)} trainings, {made} of them known", err=True)
         results = settle(
             jobs,
             data,
@@ -92,13 +98,14 @@ def _settle(config: AblateConfig, place: Place, name: str, question: QuestionCon
         )
         outcome = write_outcome(out, name, question, results, config.ablation.confidence)
         tracked.log_metrics(outcome.metrics())
-        for file in sorted(out.iterdir()):
+        known.append(outcome)
+        write_report(page, known, _facts(config, place))
+        for file in [*sorted(out.iterdir()), page]:
             tracked.log_artifact(file, "ablation")
     for sentence in (out / "verdicts.txt").read_text().splitlines():
         click.echo(f"{name}: {sentence}")
     for sentence in outcome.costs:
         click.echo(f"{name}: {sentence}")
-    return outcome
 
 
 def _nest(tree: dict[str, Any], path: list[str], value: float) -> None:

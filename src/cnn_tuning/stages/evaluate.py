@@ -28,7 +28,7 @@ from cnn_tuning.reports import plots
 from cnn_tuning.stages.command import Place, empty_folder, stage
 from cnn_tuning.stages.lineage import prepared_data
 from cnn_tuning.stages.registering import SPLIT, EvaluateConfig, Subject, figures, record, registration
-from cnn_tuning.tracking.run import Delivery
+from cnn_tuning.tracking.run import Delivery, attach
 
 
 def run(config: EvaluateConfig, place: Place) -> None:
@@ -59,15 +59,17 @@ def run(config: EvaluateConfig, place: Place) -> None:
         _section(out / s.name, s, measured[s.name], mistakes[s.name], registrations[s.name]) for s in subjects
     ]
     _write_report(out / "report.html", data, sections, comparison, leak, place, config)
+    # After the runs' end: the page tells what the gate said of each.
+    attach(config.tracking, [*deliveries.values()], out / "report.html", "evaluation")
     worth = _worth(out, place, subjects[0], comparison, config)
     _tell(out, measured, comparison, leak, deliveries, config, worth)
 
 
 def _answer(place: Place, data: PackedData, name: str, model: Path, facts: Path) -> Subject:
-    from cnn_tuning.serving.predictor import Predictor
+    from cnn_tuning.serving.predictor import Predictor, fastest_device
 
     bundle, began = place.input(model), time.monotonic()
-    predictor = Predictor(bundle)
+    predictor = Predictor(bundle, device=fastest_device())
     if predictor.specification.data_name != data.meta.name:
         raise UserError(
             f"{bundle} was trained on {predictor.specification.data_name}, {data.path} is {data.meta.name}"
@@ -127,6 +129,8 @@ def _section(
 ) -> Section:
     if "version" in registration:
         gate = f"{registration['model']} version {registration['version']}, {registration['reason']}"
+    elif "reason" in registration:  # the user may not make one
+        gate = f"{registration['model']}: {registration['reason']}"
     elif registration["state"] == "delivered":
         gate = "not registered, as this evaluation was made by hand"
     else:
@@ -212,8 +216,9 @@ def _tell(
         accuracy, delivery = metrics.accuracy, deliveries[name]
         click.echo(f"{name}: test/accuracy {accuracy.value:.4f} {interval(accuracy, '.4f')}")
         if delivery.registered:
-            version = delivery.registered["version"]
-            click.echo(f"registered {config.registry.model} version {version}: {delivery.registered['reason']}")
+            version = delivery.registered.get("version")
+            made = f"registered {config.registry.model} version {version}" if version else config.registry.model
+            click.echo(f"{made}: {delivery.registered['reason']}")
     if comparison is not None:
         click.echo(comparison.sentence("tuned", "baseline"))
     if worth:

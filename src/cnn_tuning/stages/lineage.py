@@ -52,10 +52,13 @@ def data_hash(path: Path, lock: Path = Path("dvc.lock")) -> str:
     """Return the MD5 that `dvc.lock` holds for an output, as DVC writes it (a folder's ends in `.dir`).
 
     Raises:
-        KeyError: no stage in the lock file has that output.
+        UserError: there is no lock file, or no stage in it has that output.
     """
     import yaml
 
-    stages = yaml.safe_load(lock.read_text())["stages"].values()
-    hashes = {out["path"]: out["md5"] for stage in stages for out in stage.get("outs", [])}
-    return hashes[path.as_posix()]
+    try:
+        stages = yaml.safe_load(lock.read_text())["stages"].values()
+        hashes = {out["path"]: out["md5"] for stage in stages for out in stage.get("outs", [])}
+        return hashes[path.as_posix()]
+    except (FileNotFoundError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{lock} does not know {path}: run `dvc repro` first") from None

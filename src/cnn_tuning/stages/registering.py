@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnn_tuning.config import EvaluationConfig, RegistryConfig, TrackingConfig, flatten, to_plain
+from cnn_tuning.data.digests import sha256_of
 from cnn_tuning.data.packed import PackedData
 from cnn_tuning.evaluation.comparison import Comparison
 from cnn_tuning.evaluation.metrics import Metrics
@@ -20,6 +21,7 @@ from cnn_tuning.evaluation.report import interval
 from cnn_tuning.stages.command import Place
 from cnn_tuning.stages.lineage import record_data, recorded
 from cnn_tuning.tracking.gate import Gate, write_predictions
+from cnn_tuning.tracking.registry import BUNDLE_TAG
 from cnn_tuning.tracking.run import Delivery, Run
 
 SPLIT = "test"
@@ -102,6 +104,7 @@ def _register(
     from cnn_tuning.tracking.store import quiet_mlflow
 
     quiet_mlflow()
+    from cnn_tuning.models.bundle import MODEL
     from cnn_tuning.serving.pyfunc import save
 
     meta, split = data.meta, data.split(SPLIT)
@@ -128,6 +131,7 @@ def _register(
             "data_digest": digest,
             "train_run": str(subject.training.get("run")),
             "model": subject.name,
+            BUNDLE_TAG: sha256_of(subject.bundle / MODEL),
             **({"barred": registry.barred} if registry.barred else {}),
         },
     )

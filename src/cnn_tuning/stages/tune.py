@@ -27,6 +27,7 @@ from cnn_tuning.config import (
     recipe_of,
     to_plain,
 )
+from cnn_tuning.errors import UserError
 from cnn_tuning.stages.command import Place, empty_folder, gather_plots, stage
 from cnn_tuning.stages.lineage import prepared_data, record_data, recorded
 from cnn_tuning.tracking.run import Run
@@ -56,7 +57,13 @@ def run(config: TuneConfig, place: Place) -> None:
     recipe = recipe_of(config)
     params = recorded(to_plain(recipe) | {"search": to_plain(config.search)}, place)
     try:
-        with Run.start(config.tracking, name=f"tune {config.search.name}", kind="tune", params=params) as tracked:
+        with Run.start(
+            config.tracking,
+            name=f"tune {config.search.name}",
+            kind="tune",
+            params=params,
+            goes_on=_is_begun(config, recipe, place),
+        ) as tracked:
             best = _search(config, recipe, place, out, tracked)
             _refit(config, patch(recipe, best), place, model, out, tracked)
             for file in sorted(out.iterdir()):
@@ -65,6 +72,25 @@ def run(config: TuneConfig, place: Place) -> None:
     except Interrupted as stopped:
         click.echo(str(stopped), err=True)
         raise
+
+
+def _is_begun(config: TuneConfig, recipe: Recipe, place: Place) -> bool:
+    """Return whether the study of this very search is there: a run of it that was cut off then goes on."""
+    folder = place.outputs / place.state / "search"
+    if not folder.is_dir():
+        return False
+    from cnn_tuning.search.question import question_of, study_name
+    from cnn_tuning.search.storage import open_storage
+    from cnn_tuning.training.resume import code_digest
+
+    name = study_name(
+        config.search, question_of(config.search, recipe, prepared_data(place).meta.digest, code_digest())
+    )
+    try:
+        studies = open_storage(config.search.storage, folder).get_all_studies()
+    except UserError:  # the search says so itself
+        return False
+    return any(study.study_name == name for study in studies)
 
 
 def _search(config: TuneConfig, recipe: Recipe, place: Place, out: Path, tracked: Run) -> dict[str, Any]:
@@ -103,8 +129,15 @@ def _refit(config: TuneConfig, recipe: Recipe, place: Place, model: Path, out: P
         for needed in (folder, sheet) if number else (sheet,):
             empty_folder(needed)
         params = flatten(to_plain(seeded))
+        kept = place.outputs / place.state / "tuned" / str(seeded.seed)
         with Run.start(
-            config.tracking, name=name, kind="refit", params=params, parent=tracked.key, waits=False
+            config.tracking,
+            name=name,
+            kind="refit",
+            params=params,
+            parent=tracked.key,
+            waits=False,
+            goes_on=any(kept.glob("*/checkpoints.json")),
         ) as refit:
             fitted = fit_to_folder(
                 seeded,
@@ -112,7 +145,7 @@ def _refit(config: TuneConfig, recipe: Recipe, place: Place, model: Path, out: P
                 folder,
                 sheet,
                 diagnosis=config.diagnosis,
-                state=place.outputs / place.state / "tuned" / str(seeded.seed),
+                state=kept,
                 tracked=refit,
                 name=name,
             )

@@ -93,9 +93,10 @@ class _Folder:
     def jobs(self) -> list[_Job]:
         for key in spools.keys(self.spool):
             if key not in self.known:
-                start = spools.start_of(self.spool, key)
-                if start is not None:
-                    self.known[key] = _Job(self, key, start)
+                # Of most runs that is all that is read: they were delivered long ago.
+                opening = spools.opening_of(self.spool, key)
+                if opening is not None:
+                    self.known[key] = _Job(self, key, opening)
         return list(self.known.values())
 
     def follow(self) -> dict[str, int]:
@@ -139,6 +140,10 @@ class _Job:
         self.retry_at = self.delivered_at = 0.0
         self.failed_size = -1
         self.read_size = 0
+        if self._is_done():
+            self._drop_files()
+        else:
+            self.start = spools.start_of(folder.spool, key) or start
 
     def is_settled(self) -> bool:
         """Say whether nothing is left to do, or no more tries are due."""
@@ -182,6 +187,8 @@ class _Job:
         else:
             progress.state, progress.message, progress.failures = "ok", "", 0
             self.delivered_at, self.read_size = time.time(), size
+            if self._is_done():
+                self._drop_files()
         progress.attempt_at = time.time()
         self._save()
 
@@ -224,6 +231,12 @@ class _Job:
     def _is_done(self) -> bool:
         # A line that a kill tore is read and never acknowledged.
         return self.progress.ended and self._size() <= max(self.progress.offset, self.read_size)
+
+    def _drop_files(self) -> None:
+        """Remove the run's files, unless another store may still ask for them: this one is not the run's own."""
+        own = self.written_uri == self.start["uri"]
+        if own and self.progress.state == "ok" and not self.progress.rejected:
+            spools.drop_files(self.folder.spool, self.key, self.progress.offset)
 
     def _size(self) -> int:
         return self.path.stat().st_size if self.path.exists() else 0

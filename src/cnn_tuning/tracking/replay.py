@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cnn_tuning.errors import UserError
 from cnn_tuning.tracking import spool as spools
 from cnn_tuning.tracking.spool import Progress
 from cnn_tuning.tracking.store import experiment_id, is_permanent, one_line
@@ -212,6 +213,8 @@ class Replay:
 
     def _artifact(self, event: dict[str, Any]) -> None:
         path, folder = self.folder / event["file"], event["folder"] or None
+        if not path.exists():
+            raise UserError(f"{path.name} is no longer in the spool: the run's own store has it")
         if path.is_dir():
             inside = f"{folder}/{path.name}" if folder else path.name
             self.client.log_artifacts(self.run_id, str(path), inside)

@@ -12,7 +12,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -245,6 +245,22 @@ class Run:
                 said = True
                 _say(f"waiting for {written} to take in the run (at most {wait_s:g} s)")
             time.sleep(0.05)
+
+
+def attach(config: TrackingConfig, ended: Sequence[Delivery], path: Path, folder: str = "") -> None:
+    """Record a file with runs that have ended, such as a page on what came of them.
+
+    Waits for its delivery where they were delivered.
+    """
+    uri, spooled = store.tracking_uri(config), Path(config.spool).absolute()
+    runs = [Run(config, uri, delivery.key, spool.Writer(spooled, delivery.key)) for delivery in ended]
+    for run in runs:
+        run.log_artifact(path, folder)
+        run._writer.close()
+    _start_deliverer(spooled, uri)
+    for run, delivery in zip(runs, ended, strict=True):
+        if delivery.state == "delivered":
+            run._wait(config.wait_s)
 
 
 @functools.cache

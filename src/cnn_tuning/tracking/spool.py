@@ -5,6 +5,9 @@
     DIR/KEY/system.jsonl    system metrics; only the deliverer's sampling thread writes
     DIR/KEY.delivery.json   per tracking URI a `Progress`; only the deliverer writes
     DIR/deliver.lock        held by the one process that delivers this folder
+    DIR/keep                where it is there, files stay: the spool is read elsewhere (a rented host's)
+
+What a run logged as files is removed once its own store has all of the run; the events stay.
 
 An event is on disk before the call that made it returns, and a line without its newline does not count.
 """
@@ -14,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import threading
 import time
@@ -25,6 +29,7 @@ from typing import Any
 from cnn_tuning.errors import UserError, redact
 
 LOCK = "deliver.lock"
+KEEP = "keep"
 
 
 @dataclass
@@ -49,20 +54,23 @@ class Writer:
     def __init__(self, spool: Path, key: str) -> None:
         self.path = spool / f"{key}.jsonl"
         self._lock = threading.Lock()
-        # Of a run that goes on, files are there already.
-        self._count = len([*(spool / key / "files").glob("*")])
         try:
             spool.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("ab")
-            self._drop_torn_line()
+            self._count = self._go_on()
         except OSError as error:
             raise _unwritable(self.path, error) from None
 
-    def _drop_torn_line(self) -> None:
-        """Cut off what a killed writer began: no reader has taken it, and the next event is to be whole."""
+    def _go_on(self) -> int:
+        """Cut off what a killed writer began; return how many files the run has logged.
+
+        No reader has taken half a line, and the next event is to be whole.
+        """
         written = self.path.read_bytes()
         if not written.endswith(b"\n"):
             self._file.truncate(written.rfind(b"\n") + 1)
+        there = [int(path.name) for path in self.path.with_suffix("").glob("files/*") if path.name.isdigit()]
+        return max([0, *there, *map(int, re.findall(rb'"files/(\d+)/', written))])
 
     def append(self, event: str, **values: Any) -> None:
         """Write one event, stamped with the time in milliseconds."""
@@ -130,10 +138,16 @@ def keys(spool: Path) -> list[str]:
     return sorted(path.stem for path in spool.glob("*.jsonl"))
 
 
-def start_of(spool: Path, key: str) -> dict[str, Any] | None:
+def opening_of(spool: Path, key: str) -> dict[str, Any] | None:
     """Return the event that opened the run, or None while it is not written."""
     event, _ = next(read(spool / f"{key}.jsonl", 0), ({}, 0))
-    if event.get("event") != "start":
+    return event if event.get("event") == "start" else None
+
+
+def start_of(spool: Path, key: str) -> dict[str, Any] | None:
+    """Return the event that opened the run, with the process that writes it now; None while it is not written."""
+    event = opening_of(spool, key)
+    if event is None:
         return None
     # Not line by line: there may be many runs, and few were resumed.
     written = (spool / f"{key}.jsonl").read_bytes()
@@ -164,6 +178,19 @@ def interrupted(spool: Path, about: Mapping[str, Any], params: Mapping[str, Any]
         spent = [e["values"]["time/seconds"] for e in events if "time/seconds" in e.get("values", {})]
         return key, spent[-1] if spent else 0.0
     return None
+
+
+def drop_files(spool: Path, key: str, end: int) -> None:
+    """Remove the files that the run's events up to `end` speak of."""
+    folder = spool / key
+    if (spool / KEEP).exists() or not any(folder.glob("files/*")):
+        return
+    for event, after in read(spool / f"{key}.jsonl", 0):
+        if after > end:
+            return
+        for name in ("file", "model", "predictions"):
+            if name in event and (found := re.match(r"files/\d+(?=/)", event[name])):
+                shutil.rmtree(folder / found[0], ignore_errors=True)
 
 
 def last_at(spool: Path, key: str) -> int:

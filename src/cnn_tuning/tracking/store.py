@@ -6,6 +6,8 @@ the environment of the process that delivers.
 
 from __future__ import annotations
 
+import configparser
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 PRIVATE_URI = "CNN_TUNING_TRACKING_URI"
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+DENIED = "PERMISSION_DENIED"  # MLflow's code for a user without the right
+PORTS = {"postgresql": 5432, "mysql": 3306}
 PROBE_S = 3.0
 REQUEST_S = 10
 
@@ -53,16 +57,68 @@ def problem_of(uri: str) -> str | None:
             return f"no folder {path.parent}"
         return None if os.access(path if path.exists() else path.parent, os.W_OK) else "not writable"
     if not uri.startswith(("http://", "https://")):
-        return None  # a database server's driver is loaded by the deliverer only
+        return _database_problem(uri)
     import httpx
 
+    server, (user, password) = uri.rstrip("/"), credentials()
+    auth = (user, password) if user and password else None
     try:
-        status = httpx.get(f"{uri.rstrip('/')}/health", timeout=PROBE_S).status_code
+        status = httpx.get(f"{server}/health", timeout=PROBE_S).status_code
+        if status >= 500:
+            return f"answers with status {status}"
+        # Health is open to all; a server without users does not know this address and says so.
+        known = httpx.get(f"{server}/api/2.0/mlflow/users/current", timeout=PROBE_S, auth=auth).status_code
     except httpx.TimeoutException:
         return f"no answer within {PROBE_S:g} s"
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return redact(str(error)) or type(error).__name__
-    return f"answers with status {status}" if status >= 500 else None
+    return _not_let_in() if known == 401 and "MLFLOW_TRACKING_TOKEN" not in os.environ else None
+
+
+def _database_problem(uri: str) -> str | None:
+    """Return why nothing listens where a database should; its driver is loaded by the deliverer only."""
+    import socket
+
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(uri)
+    except (ArgumentError, ValueError):
+        return "it is no URI of a database"
+    port = url.port or PORTS.get(url.get_backend_name())
+    if not url.host or port is None:
+        return None  # a socket of this machine, or a name that only the driver knows
+    try:
+        socket.create_connection((url.host, port), PROBE_S).close()
+    except TimeoutError:
+        return f"no answer within {PROBE_S:g} s"
+    except OSError as error:
+        return f"{url.host}:{port}: {(error.strerror or str(error)).lower()}"
+    return None
+
+
+def credentials() -> tuple[str | None, str | None]:
+    """Return user and password for a server, where MLflow looks for them: the environment, then a file."""
+    file = configparser.ConfigParser(interpolation=None)
+    with contextlib.suppress(configparser.Error, OSError):
+        file.read(Path.home() / ".mlflow/credentials")
+    names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+    user, password = (os.environ.get(n) or file.get("mlflow", n, fallback=None) for n in names)
+    return user, password
+
+
+def refused(right: str) -> str:
+    """Return what a person reads whose user lacks a right on the server."""
+    return f"user {credentials()[0] or '(none)'} lacks {right}; an administrator of the server gives it"
+
+
+def _not_let_in() -> str:
+    where = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or ~/.mlflow/credentials"
+    user = credentials()[0]
+    if user is None:
+        return f"it asks for a user: set {where}"
+    return f"it refuses user {user} or the password: check {where}"
 
 
 def with_password(written: str) -> str:
@@ -74,8 +130,9 @@ def with_password(written: str) -> str:
 
 
 def quiet_mlflow() -> None:
-    """Set what must stand in the environment before mlflow is imported: one try, no telemetry, no chatter."""
+    """Set what has to stand in the environment before mlflow is imported: one try, no pickles, no telemetry."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
@@ -141,6 +198,11 @@ def one_line(error: BaseException) -> str:
     """Return an error as one short line without secrets."""
     text = redact(str(error)).strip()
     first = text.splitlines()[0] if text else ""
+    code = getattr(error, "error_code", None)
+    if code in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
+        return _not_let_in()
+    if code == DENIED:
+        return refused("the right to this, EDIT on the experiment or the model")
     if "Max retries exceeded" in first or "Connection" in type(error).__name__:
         first = "connection refused or lost"
     elif "timed out" in first.lower():

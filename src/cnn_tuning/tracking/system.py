@@ -134,10 +134,9 @@ def _sample_folder(spool: Path, stop: threading.Event) -> None:
             # A full disk or a removed folder costs samples, not the delivery.
             with contextlib.suppress(OSError, psutil.Error):
                 if key not in samplers:
-                    start = spools.start_of(spool, key)
-                    if start is None:
+                    if spools.opening_of(spool, key) is None:
                         continue
-                    samplers[key] = _sampler(spool, key, start)
+                    samplers[key] = None if spools.is_ending(spool, key) else _sampler(spool, key)
                 sampler = samplers[key]
                 if sampler is None:
                     continue
@@ -146,9 +145,12 @@ def _sample_folder(spool: Path, stop: threading.Event) -> None:
                     samplers[key] = None
 
 
-def _sampler(spool: Path, key: str, start: dict[str, Any]) -> Sampler | None:
+def _sampler(spool: Path, key: str) -> Sampler | None:
+    start = spools.start_of(spool, key)
+    if start is None:
+        return None
     here = start["host"] == spools.platform.node()
-    if not here or spools.is_ending(spool, key) or not spools.writer_alive(start, start["at"]):
+    if not here or not spools.writer_alive(start, start["at"]):
         return None
     return Sampler(system_file(spool, key), start)
 
