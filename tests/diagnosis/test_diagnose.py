@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -97,8 +99,9 @@ def test_findings_show_in_the_terminal_and_in_the_run(sick, rows):
     told = sick.run("cnn-tuning", "diagnose", run)
     assert "learning_rate_too_low" in told
     assert "cnn-tuning cure" in told
-    (kept,) = sick.path.glob(f"mlruns/*/{run}/artifacts/diagnosis")
-    assert {"findings.json", "profile.html", "times.npz"} <= {file.name for file in kept.iterdir()}
+    ((place,),) = rows(sick.path / "mlflow.db", "select artifact_uri from runs where run_uuid = ?", run)
+    kept = {file.name for file in Path(urlsplit(place).path, "diagnosis").iterdir()}
+    assert {"findings.json", "profile.html", "times.npz"} <= kept
     tags = dict(rows(sick.path / "mlflow.db", "select key, value from tags where run_uuid = ?", run))
     assert "learning_rate_too_low" in tags["findings"]
     assert tags["finding.learning_rate_too_low"] == fired["learning_rate_too_low"]["explanation"][:450]

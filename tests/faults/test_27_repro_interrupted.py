@@ -18,12 +18,13 @@ trainer: {max_epochs: 6, checkpoint_every_s: 0.001}
 ablation: {questions: {dropout: {settings: {trainer.max_epochs: 2}}}}
 search: {budget: {trials: 2}, settings: {trainer.max_epochs: 3}}
 """
-# What each stage's process group is sent.
+# What each stage's process group is sent. DVC ignores a Ctrl-C while a stage runs: one that is over in a moment
+# may miss it.
 HITS = {
     "configure": signal.SIGTERM,
     "fetch": signal.SIGKILL,
     "preprocess": signal.SIGTERM,
-    "fetch_weights": signal.SIGINT,
+    "fetch_weights": signal.SIGTERM,
     "train": signal.SIGINT,
     "ablate": signal.SIGTERM,
     "tune": signal.SIGKILL,

@@ -238,16 +238,6 @@ def test_a_killed_hosts_trial_is_run_again_and_none_twice(head, tmp_path, digits
     assert not list((tmp_path / "search").glob(".search-*"))
 
 
-def test_a_host_that_does_not_see_the_data_ends_the_search_with_a_line(head, tmp_path, digits_data):
-    head.host(BARE, cpus=2, hides=digits_data)
-    sweep = on_ray(tmp_path, digits_data, trials=2, epochs=1, num_cpus=2, address=f"{hosts[HEAD]}:6379")
-    process = head.search(sweep)
-    printed = process.communicate(timeout=300)[0]
-    assert process.returncode == 1
-    assert f"host {BARE}: no data in {digits_data}: share the project's folder with all hosts" in printed
-    assert states(sweep.trials()) == ["WAITING"] * 2
-
-
 def test_a_training_is_spread_over_two_hosts(head, tmp_path, digits_data):
     head.host(SECOND, cpus=1)
     (tmp_path / "data").mkdir()
@@ -264,6 +254,17 @@ def test_a_training_is_spread_over_two_hosts(head, tmp_path, digits_data):
     assert f"{tmp_path / 'out/models/baseline'}: epoch" in printed
     assert (tmp_path / "out/models/baseline/history.csv").read_text().count("\n") == 3
     assert [start["kind"] for start in _starts(tmp_path / "spool")] == ["train"]
+
+
+def test_a_host_that_does_not_see_the_data_ends_the_search_with_a_line(head, tmp_path, digits_data):
+    # The last of all: its host stays in the cluster.
+    head.host(BARE, cpus=2, hides=digits_data)
+    sweep = on_ray(tmp_path, digits_data, trials=2, epochs=1, num_cpus=2, address=f"{hosts[HEAD]}:6379")
+    process = head.search(sweep)
+    printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 1
+    assert f"host {BARE}: no data in {digits_data}: share the project's folder with all hosts" in printed
+    assert states(sweep.trials()) == ["WAITING"] * 2
 
 
 def _starts(spool: Path) -> list[dict[str, Any]]:

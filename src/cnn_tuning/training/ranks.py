@@ -140,6 +140,9 @@ class Beside(DDPStrategy):
         """Return the device of this process."""
         return self.device
 
+    def _configure_launcher(self) -> None:
+        """Have none: the processes are there, and Lightning's would set the number of threads anew."""
+
     def barrier(self, *_: Any, **__: Any) -> None:
         """Wait for all."""
         if dist.is_initialized():
