@@ -18,6 +18,7 @@ from typing import Any
 
 import optuna
 import psutil
+from children import below
 from filelock import FileLock, Timeout
 from optuna.trial import TrialState
 from training_recipes import recipe_with
@@ -177,14 +178,7 @@ def worker_of(trial: optuna.trial.FrozenTrial) -> psutil.Process:
 
 def workers() -> list[psutil.Process]:
     """Return the living processes of the searches that run in this one."""
-    found = []
-    for process in psutil.Process().children():
-        try:
-            if "cnn_tuning.search.worker" in process.cmdline():
-                found.append(process)
-        except psutil.NoSuchProcess:  # dead by now, as some deliverer of a test before is
-            pass
-    return found
+    return [child for child, command in below(recursive=False) if "cnn_tuning.search.worker" in command]
 
 
 @contextmanager

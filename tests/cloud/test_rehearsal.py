@@ -26,6 +26,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from children import below
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from imds import Imds
@@ -169,8 +170,9 @@ def _send(laptop: Project, store: Seaweed, run: str) -> str:
 
 def _training_of(host: subprocess.Popen) -> psutil.Process:
     """Return the process that trains on a host."""
-    below = psutil.Process(host.pid).children(recursive=True)
-    [found] = [process for process in below if process.cmdline()[1:3] == ["-m", "cnn_tuning.stages.train"]]
+    [found] = [
+        process for process, command in below(host.pid) if command[1:3] == ["-m", "cnn_tuning.stages.train"]
+    ]
     return found
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
+from moto_server import serving
 from played_host import BUCKET, RUN
 from renting import REGION
 
@@ -34,13 +34,10 @@ stages:
 def aws(credentials, prices, monkeypatch):
     """An account on a server, which processes of their own see, too."""
     monkeypatch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
-    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
-    yield Aws(REGION)
-    running.stop()
+    with serving() as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        yield Aws(REGION)
 
 
 def dvc(folder, *arguments):

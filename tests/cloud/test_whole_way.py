@@ -14,10 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-import httpx
 import pytest
 from imds import Imds
-from moto.server import ThreadedMotoServer
+from moto_server import serving
 from played_host import RUN
 from project import ROOT
 from renting import leave_nothing
@@ -50,19 +49,15 @@ def store(tmp_path):
 def aws(store, prices, monkeypatch):
     """EC2 and the rest on moto's server, S3 on SeaweedFS: as processes of their own see them."""
     monkeypatch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
-    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    httpx.post(f"http://{host}:{port}/moto-api/reset").raise_for_status()  # of tests before, in this process
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", store.url)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
-    made = Aws(REGION)
-    yield made
-    leave_nothing(made)
-    running.stop()
+    with serving() as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        made = Aws(REGION)
+        yield made
+        leave_nothing(made)
 
 
 class Ec2:

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from moto_server import serving
 from PIL import Image
 from project import ROOT
 
@@ -20,23 +21,17 @@ from cnn_tuning.errors import UserError
 @pytest.fixture(scope="module")
 def s3():
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    patch = pytest.MonkeyPatch()
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        patch.setenv(name, value)
-    client = boto3.client("s3")
-    yield client
-    server.stop()
-    patch.undo()
+    with serving() as url, pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            patch.setenv(name, value)
+        client = boto3.client("s3")
+        yield client
 
 
 @pytest.fixture

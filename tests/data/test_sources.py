@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from moto_server import serving
 
 from cnn_tuning.config import CsvConfig, DataConfig, FileConfig, ImageConfig, SourceConfig, validate
 from cnn_tuning.data import stand_in
@@ -373,23 +374,17 @@ def test_csv_in_a_wheel_becomes_idx(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def s3():
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    patch = pytest.MonkeyPatch()
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-    }.items():
-        patch.setenv(name, value)
-    client = boto3.client("s3", region_name="us-east-1")
-    client.create_bucket(Bucket="public")
-    yield client
-    server.stop()
-    patch.undo()
+    with serving() as url, pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+        }.items():
+            patch.setenv(name, value)
+        client = boto3.client("s3", region_name="us-east-1")
+        client.create_bucket(Bucket="public")
+        yield client
 
 
 @pytest.mark.parametrize("unsigned", [True, False])

@@ -8,7 +8,6 @@ import time
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import boto3
 import pytest
 from agents import PLACE, Agent
 from renting import credentials, no_aws  # noqa: F401
@@ -87,7 +86,6 @@ def faulty(seaweed, no_aws, monkeypatch):  # noqa: F811
             assert seaweed.stopped
         for name, value in changed.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it would keep another test's credentials
         return changed, bucket
 
     yield fault

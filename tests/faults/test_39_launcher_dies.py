@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 import pytest
-from moto.server import ThreadedMotoServer
+from moto_server import serving
 from renting import REGION, ROOT, command, credentials, folder, host_config, no_aws, option, order  # noqa: F401
 
 from cnn_tuning.cloud import inventory
@@ -37,12 +37,9 @@ launch(aws, host_config(gpu_ami="/gpu", cpu_ami="/cpu"), order(), [option()])
 @pytest.fixture
 def server(credentials, monkeypatch):  # noqa: F811
     monkeypatch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
-    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    yield running
-    running.stop()
+    with serving() as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        yield
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ import struct
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +48,15 @@ def _top() -> Path:
     return top
 
 
-def _folder() -> Path:
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """Give a new folder, which is gone afterwards."""
     folder = _top() / str(next(_counter))
     folder.mkdir()
-    return folder
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 def _idx(array: np.ndarray) -> bytes:
@@ -93,8 +100,7 @@ ARRAYS: dict[str, tuple[dict[str, Any], dict[str, bytes], list[bytes]]] = {
 
 def _read_arrays(name: str, data: bytes) -> None:
     changes, files, _ = ARRAYS[name]
-    folder = _folder()
-    try:
+    with _folder() as folder:
         for file, content in files.items():
             (folder / file).write_bytes(content or data)
         values = {"files": {file: FileConfig() for file in files}, **changes}
@@ -108,8 +114,6 @@ def _read_arrays(name: str, data: bytes) -> None:
                     assert split.labels.min() >= 0 and split.labels.max() < len(got.classes)
             except UserError as error:
                 one_line(error)
-    finally:
-        shutil.rmtree(folder)
 
 
 # Opcodes and names for a pickle that is made to run something.
@@ -179,8 +183,7 @@ ARCHIVES = [
 
 
 def _extract(data: bytes) -> None:
-    folder = _folder()
-    try:
+    with _folder() as folder:
         (folder / "inside").mkdir()
         (folder / "canary").write_text("alive")
         archive = folder / "inside/a.bin"
@@ -196,8 +199,6 @@ def _extract(data: bytes) -> None:
                     assert not path.is_symlink() and (path.is_file() or path.is_dir()), path
         assert sorted(path.name for path in folder.iterdir()) == ["canary", "inside"]
         assert (folder / "canary").read_text() == "alive"
-    finally:
-        shutil.rmtree(folder)
 
 
 # --- pictures --------------------------------------------------------------------------------------------
@@ -267,9 +268,9 @@ def _bundle() -> tuple[bytes, bytes]:
         mean=(0.1,),
         std=(0.3,),
     )
-    folder = _folder()
-    bundle.save(folder, specification.build(), specification)
-    return (folder / bundle.MODEL).read_bytes(), (folder / bundle.WEIGHTS).read_bytes()
+    with _folder() as folder:
+        bundle.save(folder, specification.build(), specification)
+        return (folder / bundle.MODEL).read_bytes(), (folder / bundle.WEIGHTS).read_bytes()
 
 
 def _load_bundle(data: tuple[str, bytes]) -> None:
@@ -277,8 +278,8 @@ def _load_bundle(data: tuple[str, bytes]) -> None:
     from cnn_tuning.models import bundle
 
     kind, content = data
-    folder, (description, weights) = _folder(), _bundle()
-    try:
+    description, weights = _bundle()
+    with _folder() as folder:
         if kind == "weights":
             weights = content
             tree = json.loads(description) | {"weights_sha256": hashlib.sha256(content).hexdigest()}
@@ -292,8 +293,6 @@ def _load_bundle(data: tuple[str, bytes]) -> None:
                 bundle.load(folder)
             except UserError as error:
                 _lines(error)
-    finally:
-        shutil.rmtree(folder)
 
 
 @functools.cache
@@ -312,16 +311,13 @@ def _weights() -> list[tuple[str, bytes]]:
 def _read_weights(data: tuple[str, bytes]) -> None:
     from cnn_tuning.models.weights import read_tensors
 
-    folder = _folder()
-    try:
+    with _folder() as folder:
         (folder / data[0]).write_bytes(data[1])
         with harmless(folder):
             try:
                 read_tensors(folder / data[0])
             except UserError as error:
                 one_line(error)
-    finally:
-        shutil.rmtree(folder)
 
 
 META = {
@@ -334,16 +330,13 @@ META = {
 def _open_meta(data: bytes) -> None:
     from cnn_tuning.data.packed import PackedData
 
-    folder = _folder()
-    try:
+    with _folder() as folder:
         (folder / "meta.json").write_bytes(data)
         with harmless(folder):
             try:
                 PackedData.open(folder)
             except UserError as error:
                 _lines(error)
-    finally:
-        shutil.rmtree(folder)
 
 
 # --- YAML ------------------------------------------------------------------------------------------------
@@ -395,31 +388,25 @@ def _read_params(data: bytes) -> None:
     """Read the file that a person edits, as far as that goes without composing (which takes a second)."""
     from cnn_tuning.config.values import read_params, split
 
-    folder = _folder()
-    try:
+    with _folder() as folder:
         (folder / "params.yaml").write_bytes(data)
         with harmless(folder):
             try:
                 split(read_params(folder / "params.yaml"), ROOT / "conf", {}, [])
             except UserError as error:
                 _lines(error)
-    finally:
-        shutil.rmtree(folder)
 
 
 def _compose(data: bytes) -> None:
     from cnn_tuning.config import compose
 
-    folder = _folder()
-    try:
+    with _folder() as folder:
         (folder / "params.yaml").write_bytes(data)
         with harmless(folder):
             try:
                 compose([], params=folder / "params.yaml", conf=ROOT / "conf")
             except UserError as error:
                 _lines(error)
-    finally:
-        shutil.rmtree(folder)
 
 
 LOCK = b"""\
@@ -434,16 +421,13 @@ def _load_lock(data: bytes) -> None:
     from cnn_tuning.config import load_locked
     from cnn_tuning.stages.registering import EvaluateConfig
 
-    folder = _folder()
-    try:
+    with _folder() as folder:
         (folder / "params.lock.yaml").write_bytes(data)
         with harmless(folder):
             try:
                 load_locked(EvaluateConfig, folder / "params.lock.yaml")
             except UserError as error:
                 _lines(error)
-    finally:
-        shutil.rmtree(folder)
 
 
 def targets() -> list[Target]:

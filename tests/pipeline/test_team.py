@@ -22,6 +22,7 @@ import psutil
 import psycopg
 import pytest
 import yaml
+from children import below
 from project import BIN, ROOT, Project, free_port
 from searching import Sweep, postgres, search_with, states
 from seaweed import BUCKET, Seaweed
@@ -317,7 +318,7 @@ def test_strangers_and_foreign_hosts_stay_out_and_no_jobs_run(team):
                        json={}, trust_env=False)  # fmt: skip
     assert cross.status_code == 403
     assert team.process is not None
-    commands = [" ".join(one.cmdline()) for one in psutil.Process(team.process.pid).children(recursive=True)]
+    commands = [" ".join(command) for _, command in below(team.process.pid)]
     assert not [line for line in commands if "huey" in line or "jobs" in line]
     seen = [*commands, " ".join(psutil.Process(team.process.pid).cmdline())]
     secret = [team.secret(path.name) for path in (team.folder / "secrets").iterdir()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import live as servers
 import numpy as np
 import pytest
+from moto_server import serving
 from renting import command, credentials, folder, no_aws  # noqa: F401
 
 
@@ -35,14 +35,8 @@ def digits() -> np.ndarray:
 @pytest.fixture(scope="module")
 def moto() -> Iterator[str]:
     """A server of moto on the loopback."""
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with serving() as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -161,13 +161,14 @@ def test_stop_finishes_what_is_under_way(bundle: Path, how: signal.Signals) -> N
 
     picture = servers.png(np.zeros((28, 28), np.uint8))
     head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
-    head += f"Content-Length: {len(picture)}\r\n\r\n"
+    head += f"Content-Length: {len(picture)}\r\nExpect: 100-continue\r\n\r\n"
     with (
         servers.front(bundle) as server,
         socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection,
     ):
-        connection.sendall(head.encode() + picture[:20])
-        time.sleep(0.3)
+        connection.sendall(head.encode())
+        assert connection.recv(65536).startswith(b"HTTP/1.1 100"), "the body is being waited for"
+        connection.sendall(picture[:20])
         workers = psutil.Process(server.process.pid).children(recursive=True)
         if how == signal.SIGINT:
             os.killpg(server.process.pid, how)  # as Ctrl-C in a terminal: all processes get it

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import torch
 import torch.nn.functional as F
+from children import below
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from project import ROOT, free_port
@@ -64,8 +65,7 @@ class At(Callback):
 
 
 def followers() -> list[psutil.Process]:
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if any("training.follower" in part for part in child.cmdline())]
+    return [child for child, command in below() if any("training.follower" in part for part in command)]
 
 
 def measured_here(fitted, data) -> float:

@@ -14,7 +14,6 @@ import zipfile
 from pathlib import Path
 
 import backbones
-import boto3
 import pytest
 import torch
 from seaweed import BUCKET, REGION, _weed, seaweed  # noqa: F401
@@ -102,7 +101,6 @@ def test_an_object_of_a_private_bucket_gives_the_same_weights(here, seaweed, mon
     seaweed.put("models/tiny.pth", published.read_bytes())
     for name, value in seaweed.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it would keep another test's credentials
     bucket = {"uri": f"s3://{BUCKET}/models/", "region": REGION, "unsigned": False}
     fetched = backbones.fetch(model_with(published, sources=[bucket])) / "weights.safetensors"
     theirs = fetched.read_bytes()

@@ -33,7 +33,7 @@ from cnn_tuning.config import (
     to_plain,
 )
 from cnn_tuning.data.packed import PackedData
-from cnn_tuning.diagnosis.findings import Finding
+from cnn_tuning.diagnosis.findings import rules_fired
 from cnn_tuning.diagnosis.record import judge_and_record
 from cnn_tuning.diagnosis.recording import Recording
 from cnn_tuning.diagnosis.watch import Watch
@@ -155,10 +155,10 @@ def _train(
                 )
             except Diverged:
                 found = judge_and_record(tracked, kept, job.recipe, watch.so_far(), diagnosis)
-                facts["findings"] = _fired(found)
+                facts["findings"] = rules_fired(found)
                 raise
             recording = watch.conclude(fitted, data, tracked.system_samples())
-            facts["findings"] = _fired(judge_and_record(tracked, kept, fitted.recipe, recording, diagnosis))
+            facts["findings"] = rules_fired(judge_and_record(tracked, kept, fitted.recipe, recording, diagnosis))
             facts |= {**_facts(fitted), "run": tracked.key}
             right = right_answers(recording)
             tracked.log_metrics({"val/gap": facts["gap"]})
@@ -173,10 +173,6 @@ def _train(
     _write(kept, {**facts, "recipe": params}, right)
     shutil.rmtree(kept / UNFINISHED, ignore_errors=True)
     print(f"{job.name}: {outcome}", file=sys.stderr)
-
-
-def _fired(findings: Sequence[Finding]) -> list[str]:
-    return [finding.rule for finding in findings if finding.status == "fired"]
 
 
 def _facts(fitted: Fitted) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def client_of(source: SourceConfig) -> Any:
         max_pool_connections=_THREADS,
         **unsigned,
     )
-    return boto3.client("s3", region_name=source.region, config=settings)
+    return boto3.Session().client("s3", region_name=source.region, config=settings)
 
 
 def listed(client: Any, bucket: str, prefix: str) -> Iterator[Listed]:

@@ -168,7 +168,8 @@ def s3(uri: str, source: SourceConfig) -> Opener:
         if offset and validator:
             wanted |= {"Range": f"bytes={offset}-", "IfMatch": validator}
         try:
-            client = boto3.client("s3", region_name=source.region, config=settings)
+            # Of its own: the default session would keep credentials that have changed since.
+            client = boto3.Session().client("s3", region_name=source.region, config=settings)
             try:
                 answer = client.get_object(**wanted)
             except ClientError as error:

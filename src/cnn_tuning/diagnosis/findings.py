@@ -98,11 +98,15 @@ def _value(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
+def rules_fired(findings: Sequence[Finding]) -> list[str]:
+    """Return the names of the rules that fired."""
+    return [finding.rule for finding in findings if finding.status == "fired"]
+
+
 def tags_of(findings: Sequence[Finding]) -> dict[str, str]:
     """Return the tags of a run: the names of the rules that fired, and the explanation of each."""
-    fired = [finding.rule for finding in findings if finding.status == "fired"]
     return {
-        "findings": ", ".join(fired) or "none",
+        "findings": ", ".join(rules_fired(findings)) or "none",
         **{f"finding.{f.rule}": f.explanation[:450] for f in findings if f.status == "fired"},
     }
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cnn_tuning.config import DiagnosisConfig, Recipe
-from cnn_tuning.diagnosis.findings import Finding
+from cnn_tuning.diagnosis.findings import Finding, rules_fired
 from cnn_tuning.diagnosis.recording import Recording
 from cnn_tuning.diagnosis.rules import AT_THE_END, RULES, thresholds_of
 from cnn_tuning.errors import UserError
@@ -36,7 +36,7 @@ def diagnose(
 ) -> tuple[Recording, list[Finding]]:
     """Judge a recording; where its learning rate is in doubt and recipe and data are given, test the range."""
     findings = judge(recording, config)
-    doubtful = {finding.rule for finding in findings if finding.status == "fired"} & RATE_RULES
+    doubtful = RATE_RULES.intersection(rules_fired(findings))
     if doubtful and recipe is not None and data is not None and recording.sweep is None:
         from cnn_tuning.diagnosis.range_test import range_test  # torch, only where it is needed
 

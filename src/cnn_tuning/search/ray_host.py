@@ -6,7 +6,6 @@ keep for themselves, a crash of it is told as such, and it saves and leaves when
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import signal
@@ -16,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnn_tuning.search.staff import COMMAND, last_words
+from cnn_tuning.processes import last_words, start
+from cnn_tuning.search.staff import COMMAND
 
 # Of a host that lacks what the search needs; sysexits.h calls it EX_CONFIG.
 UNFIT = 78
@@ -74,22 +74,7 @@ class Seat:
 def _start(job: Job) -> subprocess.Popen[bytes]:
     log = Path(job.log)
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            COMMAND,
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            cwd=job.project,
-            start_new_session=True,
-        )
-    assert process.stdin is not None
-    try:
-        process.stdin.write(json.dumps({**job.spec, "boss": os.getpid()}).encode())
-        process.stdin.close()
-    except BrokenPipeError:
-        pass  # it is dead already; the log says why
-    return process
+    return start(COMMAND, {**job.spec, "boss": os.getpid()}, log, cwd=job.project)
 
 
 def problem_of(job: Job) -> str | None:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnn_tuning.errors import UserError
+from cnn_tuning.processes import how_ended
 from cnn_tuning.search.ray_cluster import connect, disconnect, room, share
 from cnn_tuning.search.ray_host import UNFIT, Job, Seat
-from cnn_tuning.search.staff import SAVE_S, signal_name
+from cnn_tuning.search.staff import SAVE_S
 from cnn_tuning.search.study import is_gone, process_of
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ class RayWorker:
         if self.status is None:
             return f"{on}is alive"
         if self.status < 0:
-            return f"{on}{self.words or f'was ended by {signal_name(-self.status)}'}"
-        return f"{on}ended with status {self.status} ({self.words})"
+            return f"{on}{self.words or how_ended(self.status)}"
+        return f"{on}{how_ended(self.status)} ({self.words})"
 
 
 class RayStaff:

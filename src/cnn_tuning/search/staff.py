@@ -7,7 +7,6 @@ They have process groups of their own: a Ctrl-C in the terminal reaches the sear
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cnn_tuning.processes import how_ended, last_words, start
 from cnn_tuning.search.study import is_gone, process_of
 
 COMMAND = [sys.executable, "-P", "-m", "cnn_tuning.search.worker"]
@@ -56,9 +56,7 @@ class Worker:
             status = self.process.wait(EXIT_S)
         except subprocess.TimeoutExpired:
             return "is alive"
-        if status < 0:
-            return f"was ended by {signal_name(-status)}"
-        return f"ended with status {status} ({last_words(self.log)})"
+        return how_ended(status) if status < 0 else f"{how_ended(status)} ({last_words(self.log)})"
 
 
 class Staff:
@@ -101,22 +99,8 @@ class Staff:
         """Start one more."""
         place = min(set(range(self.size)) - {worker.place for worker in self.workers})
         log = self.folder / f"worker-{place}.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                COMMAND,
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                env={**os.environ, **_device(place, self.size)},
-                start_new_session=True,
-            )
+        process = start(COMMAND, asdict(self.spec), log, env={**os.environ, **_device(place, self.size)})
         self.workers.append(Worker(process, place, log))
-        assert process.stdin is not None
-        try:
-            process.stdin.write(json.dumps(asdict(self.spec)).encode())
-            process.stdin.close()
-        except BrokenPipeError:
-            pass  # it is dead already; the log says why
 
     def ask_to_stop(self) -> None:
         """Ask all to save and leave; one that is stopped is woken for it."""
@@ -144,15 +128,6 @@ class Staff:
         """Give back what the staff took besides its workers: nothing here."""
 
 
-def last_words(log: Path) -> str:
-    """Return the last line that a worker printed."""
-    try:
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    except OSError:
-        return ""
-    return lines[-1].strip().removeprefix("error: ") if lines else "it printed nothing"
-
-
 def _device(place: int, size: int) -> dict[str, str]:
     """Return what gives workers side by side a GPU each, where the machine has several."""
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -168,11 +143,3 @@ def _gpus() -> int:
         return pynvml.nvmlDeviceGetCount()
     except Exception:  # no package, no driver, no permission: all mean that no GPU is used
         return 0
-
-
-def signal_name(number: int) -> str:
-    """Return what a signal is called."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

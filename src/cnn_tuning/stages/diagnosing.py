@@ -138,11 +138,13 @@ def _judged(run: str, overrides: Sequence[str], data: Path) -> tuple[Needed, Rec
 
 def _trained_on(packed: PackedData, recording: Recording) -> bool:
     """Return whether a recording's labels and counts are those of prepared data; True where it has none."""
+    import numpy as np
+
     known = recording.data
     return known is None or (
         known.classes == tuple(packed.meta.classes)
-        and tuple(known.counts.tolist()) == tuple(packed.meta.counts["train"])
-        and known.labels.tolist() == packed.split("val").labels.tolist()
+        and np.array_equal(known.counts, packed.meta.counts["train"])
+        and np.array_equal(known.labels, packed.split("val").labels)
     )
 
 

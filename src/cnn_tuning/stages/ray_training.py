@@ -14,15 +14,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from cnn_tuning.config import RayConfig, compose
 from cnn_tuning.errors import UserError
+from cnn_tuning.processes import last_words
 
 MODULE = "cnn_tuning.stages.ray_training"
-PATIENCE = timedelta(minutes=30)
 STATE = Path(".state/ray")
 
 
@@ -35,7 +34,6 @@ def train(
         UserError: in a line, what Ray or a worker said.
     """
     from cnn_tuning.search.ray_cluster import check_ray, connect, disconnect, share
-    from cnn_tuning.search.staff import last_words
 
     given = (*overrides, "trainer.devices=1", f"trainer.num_nodes={workers}")
     compose(given)  # a mistake is told here, not by each worker
@@ -177,8 +175,9 @@ def follow(job: dict[str, Any]) -> None:
 
     ranks = outer_ranks()
     assert ranks is not None
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        dist.init_process_group(backend, timeout=follower.PATIENCE)
         follower.follow(ranks, PackedData.open(Path(job["data"])))
     except UserError as error:
         sys.exit(f"error: {error}")

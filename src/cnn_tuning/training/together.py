@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ import torch.distributed as dist
 from cnn_tuning.config import Recipe
 from cnn_tuning.data.packed import PackedData
 from cnn_tuning.errors import UserError
+from cnn_tuning.processes import how_ended, last_words, start
 from cnn_tuning.training.features import uses_cache
 from cnn_tuning.training.follower import ARRIVED, LOST, MEMORY, PATIENCE, Place, meet
 from cnn_tuning.training.ranks import ALONE, Ranks, agree, is_lost, least_batch, outer_ranks, world_of
@@ -46,16 +47,9 @@ class Follower:
     rank: int
     log: Path
 
-    def last_words(self) -> str:
-        """Return the last line that it printed."""
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1].strip().removeprefix("error: ") if lines else "it printed nothing"
-
     def fate(self) -> str:
         """Return in a few words how it ended."""
-        status = self.process.returncode
-        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        return f"rank {self.rank} {how} ({self.last_words()})"
+        return f"rank {self.rank} {how_ended(self.process.returncode)} ({last_words(self.log)})"
 
 
 class Followers:
@@ -66,19 +60,10 @@ class Followers:
         self.all: list[Follower] = []
 
     def start(self, place: Place) -> None:
-        """Start one, in a session of its own: a Ctrl-C in the terminal is rank 0's affair."""
+        """Start one; a Ctrl-C in the terminal is rank 0's affair."""
         log = self.folder / f"rank-{place.rank}.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                COMMAND, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
-            )
+        process = start(COMMAND, asdict(place), log, keep_input=True)
         self.all.append(Follower(process, place.rank, log))
-        assert process.stdin is not None
-        try:
-            process.stdin.write(json.dumps(asdict(place)).encode() + b"\n")
-            process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it is dead already; the log says why
 
     def first_gone(self) -> Follower | None:
         """Return the one that ended first, rather than one that ended because of it."""
@@ -89,7 +74,8 @@ class Followers:
         """Let all go; those that stay are killed with what they have started."""
         for one in self.all:
             assert one.process.stdin is not None
-            one.process.stdin.close()
+            with suppress(BrokenPipeError):
+                one.process.stdin.close()
         deadline = time.monotonic() + LEAVE_S
         for one in self.all:
             try:
@@ -250,7 +236,7 @@ def _reason(followers: Followers, store: dist.TCPStore, error: RuntimeError) -> 
     while time.monotonic() < deadline:
         gone = followers.first_gone()
         if gone is not None and gone.process.returncode == MEMORY:
-            return MemoryError(f"rank {gone.rank}: {gone.last_words()}")
+            return MemoryError(f"rank {gone.rank}: {last_words(gone.log)}")
         if gone is not None and gone.process.returncode != LOST:
             return UserError(f"{gone.fate()}; the same command goes on from the last checkpoint")
         if (word := _word_of_nodes(store)) is not None:
