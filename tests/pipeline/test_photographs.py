@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from project import Project
+
+from cnn_tuning.data.stand_in import draw
 
 SMALL = {"trainer": {"max_epochs": 2, "threads": 1}}
 
@@ -41,3 +46,32 @@ def test_from_an_archive_to_a_champion(tmp_path, experiment, data, share, classe
         assert len(project.text(f"results/evaluation/{model}/classes.csv").splitlines()) == classes + 1
     shown = project.run("cnn-tuning", "show", f"models:/{params['data'].get('name', data)}-classifier@champion")
     assert experiment in shown
+    if experiment == "dog_breeds":
+        all_classes_of_one_picture(project)
+        a_budget_run_never_becomes_champion(project, params)
+
+
+def all_classes_of_one_picture(project):
+    picture = Image.fromarray(draw(4, 133, (200, 160), np.random.default_rng(0)))
+    picture.save(project.path / "dog.jpg")
+    printed = project.run("cnn-tuning", "predict", "dog.jpg", "--label", "005.Alaskan_malamute")
+    rows = re.findall(r"(?m)^ *(\d+) +(\S+) +([\d.]+)%", printed)
+    assert [int(rank) for rank, _, _ in rows] == list(range(1, 134))
+    assert len({label for _, label, _ in rows}) == 133
+    shares = [float(share) for _, _, share in rows]
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(100, abs=0.1)
+    answer, right = rows[0][1], rows[0][1] == "005.Alaskan_malamute"
+    assert f": {answer} (" in printed.splitlines()[-1]
+    assert printed.splitlines()[-1].endswith(": right" if right else ": wrong, it is 005.Alaskan_malamute")
+
+
+def a_budget_run_never_becomes_champion(project, params):
+    champion = project.run("cnn-tuning", "show", "models:/dog_breeds-classifier@champion")
+    budget = {"experiment": "dog_breeds_budget", "seed": 0, "data": params["data"], "trainer": {"threads": 1}}
+    (project.path / "params.yaml").write_text(yaml.safe_dump(budget))
+    project.repro()
+    [told] = json.loads(project.text("results/evaluation/registration.json")).values()
+    assert not told["promoted"]
+    assert "a budget run of one epoch" in told["reason"]
+    assert project.run("cnn-tuning", "show", "models:/dog_breeds-classifier@champion") == champion
