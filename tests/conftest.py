@@ -34,10 +34,12 @@ settings.load_profile("untimed")
 
 
 class MlflowServer:
-    """`mlflow server` with one worker, a database and an artifact folder of its own; killable."""
+    """`mlflow server` with one worker and a database of its own, artifacts there or in `artifacts`; killable."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, artifacts: str = "", **environment: str) -> None:
         self.folder = folder
+        self.artifacts = artifacts or str(folder / "artifacts")
+        self.environment = environment
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen | None = None
@@ -49,6 +51,7 @@ class MlflowServer:
             **os.environ,
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            **self.environment,
         }
         environment.pop("MLFLOW_TRACKING_URI", None)
         with (self.folder / "server.log").open("ab") as log:
@@ -56,7 +59,7 @@ class MlflowServer:
                 [
                     *(sys.executable, "-m", "mlflow", "server", "-w", "1", "--host", "127.0.0.1"),
                     *("--port", str(self.port), "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"),
-                    *("--artifacts-destination", str(self.folder / "artifacts")),
+                    *("--artifacts-destination", self.artifacts),
                 ],
                 stdout=log,
                 stderr=log,
