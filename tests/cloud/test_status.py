@@ -132,7 +132,7 @@ def test_a_plan_with_prices_names_dollars_and_zones(aws, folder, command):
     done = command("host", "plan", "--json", "--measured", "g5.xlarge=61000", *shape)
     told = json.loads(done.output)
     options = {found["type"]: found for found in told["options"]}
-    assert told["epochs"] == 8
+    assert told["epochs"] == 6
     g5 = options["g5.xlarge"]
     assert (g5["basis"], g5["quota_ok"]) == ("measured", True)
     assert g5["usd_on_demand"] == pytest.approx(g5["hours"] * 1.02, rel=0.01)

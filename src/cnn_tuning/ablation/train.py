@@ -34,9 +34,9 @@ from cnn_tuning.config import (
 )
 from cnn_tuning.data.packed import PackedData
 from cnn_tuning.diagnosis.findings import rules_fired
-from cnn_tuning.diagnosis.record import judge_and_record
 from cnn_tuning.diagnosis.recording import Recording
 from cnn_tuning.diagnosis.watch import Watch
+from cnn_tuning.reports.training import judge_and_record
 from cnn_tuning.tracking.run import Run
 from cnn_tuning.training.fit import Diverged, Fitted, OutOfMemory, fit
 from cnn_tuning.training.resume import State
@@ -154,11 +154,12 @@ def _train(
                     brief=True,
                 )
             except Diverged:
-                found = judge_and_record(tracked, kept, job.recipe, watch.so_far(), diagnosis)
+                found = judge_and_record(tracked, kept, job.recipe, watch.so_far(), diagnosis, job.name)
                 facts["findings"] = rules_fired(found)
                 raise
             recording = watch.conclude(fitted, data, tracked.system_samples())
-            facts["findings"] = rules_fired(judge_and_record(tracked, kept, fitted.recipe, recording, diagnosis))
+            found = judge_and_record(tracked, kept, fitted.recipe, recording, diagnosis, job.name)
+            facts["findings"] = rules_fired(found)
             facts |= {**_facts(fitted), "run": tracked.key}
             right = right_answers(recording)
             tracked.log_metrics({"val/gap": facts["gap"]})

@@ -8,24 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cnn_tuning.config import DiagnosisConfig, Recipe, to_plain
+from cnn_tuning.config import Recipe, to_plain
 from cnn_tuning.diagnosis.findings import Finding, tags_of, write_findings
-from cnn_tuning.diagnosis.judge import diagnose
 from cnn_tuning.diagnosis.recording import RECIPE, TIMES, Recording, write_part, write_recording
 from cnn_tuning.tracking.run import Run
-
-
-def judge_and_record(
-    tracked: Run, folder: Path, recipe: Recipe, recording: Recording, config: DiagnosisConfig
-) -> list[Finding]:
-    """Judge a training of several and log what was recorded and found; `folder` is for what passes through."""
-    recording, findings = diagnose(recording, config)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        model, sheet = Path(scratch, "model"), Path(scratch, "sheet")
-        model.mkdir()
-        sheet.mkdir()
-        record_training(tracked, model, sheet, recipe, recording, findings)
-    return findings
 
 
 def record_training(

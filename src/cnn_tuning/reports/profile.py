@@ -24,6 +24,7 @@ from cnn_tuning.reports.page import embedded, render
 if TYPE_CHECKING:
     from cnn_tuning.diagnosis.trace import Operator
 
+PROFILE = "profile.html"
 MOST_OPERATORS = 20
 # Marked in the plot of steps; whether they matter is for the rule of that name.
 SLOW = {"factor": 3.0, "deviations": 6.0}

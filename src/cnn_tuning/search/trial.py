@@ -15,8 +15,8 @@ from pytorch_lightning.callbacks import Callback
 
 from cnn_tuning.config import DiagnosisConfig, Recipe, SearchConfig, patch
 from cnn_tuning.data.packed import PackedData
-from cnn_tuning.diagnosis.record import judge_and_record
 from cnn_tuning.diagnosis.watch import Watch
+from cnn_tuning.reports.training import judge_and_record
 from cnn_tuning.search.samplers import reports_epochs
 from cnn_tuning.tracking.run import Run
 from cnn_tuning.training.classifier import Classifier
@@ -129,11 +129,11 @@ def run_trial(
             )
         except (Diverged, optuna.TrialPruned):
             if first:
-                judge_and_record(tracked, state, seeded, watch.so_far(), diagnosis)
+                judge_and_record(tracked, state, seeded, watch.so_far(), diagnosis, name)
             raise
         if first:
             recording = watch.conclude(fitted, data, tracked.system_samples())
-            judge_and_record(tracked, state, fitted.recipe, recording, diagnosis)
+            judge_and_record(tracked, state, fitted.recipe, recording, diagnosis, name)
         results.append([_value(o.metric, fitted, price_per_hour) for o in search.objectives])
         give_up = search.pruner.name == "wilcoxon" and report(results[-1][0], number)
         if give_up and number + 1 < search.seeds:

@@ -23,7 +23,7 @@ from cnn_tuning.diagnosis.record import record_training
 from cnn_tuning.diagnosis.trace import Tracer
 from cnn_tuning.diagnosis.watch import Watch
 from cnn_tuning.models import bundle
-from cnn_tuning.reports.profile import write_profile
+from cnn_tuning.reports.profile import PROFILE, write_profile
 from cnn_tuning.tracking.run import Run
 from cnn_tuning.training.fit import Diverged, Fitted, fit
 
@@ -70,9 +70,7 @@ def fit_to_folder(
     # The last epoch's figures are not those of the network that is kept.
     kept = {"best/val_accuracy": fitted.best["val/accuracy"], "val/images": float(sum(data.meta.counts["val"]))}
     tracked.log_metrics(kept)
-    write_profile(
-        sheet / "profile.html", recording, findings, operators=tracer.operators if tracer else None, title=name
-    )
+    write_profile(sheet / PROFILE, recording, findings, operators=tracer.operators if tracer else None, title=name)
     _tell(findings, name)
     record_training(tracked, out, sheet, fitted.recipe, recording, findings)
     return fitted

@@ -39,6 +39,7 @@ def run(config: TrainConfig, place: Place) -> None:
 
 def _fit(config: TrainConfig, place: Place, out: Path, sheet: Path, tracked: Run) -> None:
     # Imported here: torch and Lightning take seconds that `--help` and a bad path need not wait for.
+    from cnn_tuning.reports.profile import PROFILE
     from cnn_tuning.stages.fitting import fit_to_folder
     from cnn_tuning.training.resume import Interrupted
 
@@ -58,7 +59,7 @@ def _fit(config: TrainConfig, place: Place, out: Path, sheet: Path, tracked: Run
     click.echo(
         f"{out}: epoch {best['epoch']} of {len(fitted.history)}, val/accuracy {best['val/accuracy']:.4f}, "
         f"{fitted.seconds['train']:.1f} s, {fitted.samples_per_second:,.0f} samples/s on {fitted.device}; "
-        f"profile: {sheet / 'profile.html'}"
+        f"profile: {sheet / PROFILE}"
     )
 
 
