@@ -299,7 +299,9 @@ class TrainerConfig:
     that are learnt one after the other, with as many updates in all. `on_out_of_memory`: `halve_batch` starts
     anew with half the batch, and says so. `profile`: some steps are traced by torch's profiler. `finetune`: how a
     backbone is trained (null: all of it at one rate). `devices`: processes on each of `num_nodes` machines that
-    train together, each on its share of every batch (auto: one a GPU; one on a CPU).
+    train together, each on its share of every batch (auto: one a GPU; one on a CPU). `stream`: the folder or
+    `s3://bucket/prefix` that `cnn-tuning shard` wrote, from which the training split is read in place of
+    `data/prepared`; `stream_cache_gb` of it at most are kept on a machine's disk.
     """
 
     __pydantic_config__ = _STRICT
@@ -328,6 +330,8 @@ class TrainerConfig:
     finetune: FinetuneConfig | None = None
     devices: Count | Literal["auto"] = 1
     num_nodes: Count = 1
+    stream: str | None = None
+    stream_cache_gb: Positive = 20.0
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cnn_tuning.config import Recipe
 from cnn_tuning.data.augment import augment
-from cnn_tuning.data.packed import Meta, PackedSplit
+from cnn_tuning.data.packed import Meta, PackedData, PackedSplit
 
 # A data set may take this share of the device's free memory to be kept there.
 RESIDENT_SHARE = 0.25
@@ -172,13 +172,15 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         epoch, first = self.epoch, self.first
         self.epoch, self.first = epoch + 1, 0
-        count = len(self.rows)
-        order = self._order(count, epoch) if self.train else torch.arange(count)
-        for position, (images, labels) in enumerate(self._read(order, first), start=first):
+        for position, (images, labels) in enumerate(self._from(epoch, first), start=first):
             if self.train:
                 generator = seeded(Purpose.AUGMENTATION, self.recipe.seed, epoch, position)
                 images = augment(images, self.recipe.augment, generator, self.size_of(position), self.share.rows)
             yield images, labels
+
+    def _from(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        count = len(self.rows)
+        return self._read(self._order(count, epoch) if self.train else torch.arange(count), first)
 
     def _order(self, count: int, epoch: int) -> Tensor:
         seed, parts = self.recipe.seed, self.recipe.trainer.sequential_parts
@@ -224,11 +226,23 @@ class DataModule(pl.LightningDataModule):
         """Take a process's share; `beside` processes keep theirs in this machine's memory."""
         super().__init__()
         self.meta = data.meta
-        train, val = data.split("train"), data.split("val")
-        resident = _fits(train, val, recipe, device, beside)
-        self.train = Batches(train, recipe, device, resident=resident, train=True, share=share)
+        val = data.split("val")
         wanted = recipe.trainer.train_eval_samples or len(val.labels)
-        rows = _stratified_rows(train.labels, min(wanted, len(train.labels)), recipe.seed)
+        self.train: Batches
+        if recipe.trainer.stream is None:
+            train = data.split("train")
+            resident = _fits(train, val, recipe, device, beside)
+            self.train = Batches(train, recipe, device, resident=resident, train=True, share=share)
+            rows = _stratified_rows(train.labels, min(wanted, len(train.labels)), recipe.seed)
+        else:
+            from cnn_tuning.data.stream import StreamedBatches, open_shards, sample
+
+            assert isinstance(data, PackedData)
+            shards = open_shards(recipe, data, beside)
+            self.train = StreamedBatches(shards, data, recipe, device, share)
+            # The shards are of chance: some of them show what a stratified part would.
+            train = sample(shards, data, recipe.seed, wanted)
+            resident, rows = _fits(train, val, recipe, device, beside), np.arange(len(train))
         self.train_part = Batches(train, recipe, device, resident=resident, train=False, rows=rows, share=share)
         self.val = Batches(val, recipe, device, resident=resident, train=False, share=share)
 
@@ -243,6 +257,15 @@ class DataModule(pl.LightningDataModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Return the batch as it is: `Batches` gives it on the device."""
         return batch
+
+
+def training_images(data: SplitData, recipe: Recipe, count: int) -> PackedSplit:
+    """Return the training split; where it is streamed, so many images of it, the same ones each time."""
+    if recipe.trainer.stream is None or not isinstance(data, PackedData):
+        return data.split("train")
+    from cnn_tuning.data.stream import open_shards, sample
+
+    return sample(open_shards(recipe, data), data, recipe.seed, count)
 
 
 def _fits(train: PackedSplit, val: PackedSplit, recipe: Recipe, device: torch.device, beside: int) -> bool:

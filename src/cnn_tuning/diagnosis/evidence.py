@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from cnn_tuning.config import Recipe
+from cnn_tuning.data.batches import training_images
 from cnn_tuning.data.packed import PackedData, PackedSplit, class_counts
-from cnn_tuning.data.repeats import digests_of, repetitions, shared_images
+from cnn_tuning.data.repeats import digests_of, image_digests, repetitions, shared_images
 from cnn_tuning.diagnosis.recording import Data, Floats, Integers
 from cnn_tuning.models.network import Network
 from cnn_tuning.training.features import FeatureData, HeadNetwork
@@ -30,17 +31,22 @@ def gather(
 ) -> Data:
     """Return the evidence of training and validation split; `network` is left where and as it is.
 
-    `features`: what its frozen backbone makes of the pictures, if that is known.
+    `features`: what its frozen backbone makes of the pictures, if that is known. Of a streamed training split a
+    part is looked at, as large as the validation split.
     """
-    train, val = data.split("train"), data.split("val")
+    val = data.split("val")
+    train = training_images(data, recipe, recipe.trainer.train_eval_samples or len(val))
     moved = copy.deepcopy(network).to(device).eval()
     size = recipe.trainer.eval_batch_size
     mean, std = input_statistics(moved, train, size, device)
-    digests = digests_of(data, "train")
+    if recipe.trainer.stream is None:
+        digests, counts = digests_of(data, "train"), class_counts(train.labels, len(data.meta.classes))
+    else:
+        digests, counts = image_digests(train.images), data.meta.counts["train"]
     repeated, conflicting = repetitions(digests, train.labels)
     return Data(
         classes=tuple(data.meta.classes),
-        counts=np.array(class_counts(train.labels, len(data.meta.classes)), np.int64),
+        counts=np.array(counts, np.int64),
         input_mean=mean,
         input_std=std,
         labels=np.array(val.labels, np.int64),

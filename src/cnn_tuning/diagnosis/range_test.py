@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from cnn_tuning.config import Recipe
-from cnn_tuning.data.batches import Batches, Purpose, SplitData, epoch_order, seed_of
+from cnn_tuning.data.batches import Batches, Purpose, SplitData, epoch_order, seed_of, training_images
 from cnn_tuning.data.packed import PackedData
 from cnn_tuning.diagnosis.recording import Floats, Sweep
 from cnn_tuning.machine import usable_cores
@@ -87,7 +87,7 @@ def _losses(
 
 def _batches(recipe: Recipe, data: SplitData, device: torch.device, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the recipe's batches for ever, of no more images than so many steps can see."""
-    train = data.split("train")
+    train = training_images(data, recipe, steps * recipe.trainer.batch_size)
     rows = epoch_order(len(train), recipe.seed, 0)[: steps * recipe.trainer.batch_size]
     batches = Batches(train, recipe, device, resident=True, train=True, rows=rows.numpy())
     while True:

@@ -76,6 +76,9 @@ def uses_cache(recipe: Recipe) -> bool:
             "features are computed anew every time; augment: none computes them once"
         )
         return False
+    if recipe.trainer.stream is not None:
+        say_once("trainer.stream: the frozen backbone's features are computed anew every time, not kept")
+        return False
     return True
 
 

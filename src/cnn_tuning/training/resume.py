@@ -52,7 +52,8 @@ def code_digest() -> str:
     """
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for pattern in ("data/augment.py", "data/batches.py", "data/packed.py", "models/*.py", "training/*.py"):
+    data = (f"data/{name}.py" for name in ("augment", "batches", "packed", "stream"))
+    for pattern in (*data, "models/*.py", "training/*.py"):
         for file in sorted(package.glob(pattern)):
             if file.name != "progress.py":
                 digest.update(file.name.encode() + b"\0" + file.read_bytes())
