@@ -185,7 +185,9 @@ class Sweep:
             worker = trial.user_attrs["worker"]
             if self.staff.is_gone(worker):
                 known = self.staff.of(worker)
-                self._take_away(trial, f"its worker {known.fate() if known else 'is gone'}", counts=True)
+                # Meanwhile a second signal may have ended it, which is not the trial's failure.
+                counts = not self.signum
+                self._take_away(trial, f"its worker {known.fate() if known else 'is gone'}", counts=counts)
                 self.staff.settle(worker)
             elif trial.number in silent:
                 self.staff.end(worker)
@@ -208,7 +210,8 @@ class Sweep:
         busy = {t.user_attrs.get("worker") for t in trials if t.state.name == "RUNNING"}
         idle = sum(not any(w.has(name) for name in busy if name) for w in alive)
         for _ in range(min(self.search.workers - len(alive), waiting - idle)):
-            self.staff.hire()
+            if not self.signum:
+                self.staff.hire()
 
     def _judge_failures(self, trials: Sequence[FrozenTrial]) -> None:
         """Give up where workers fail one after the other and no trial gets done: the fault is no trial's."""
