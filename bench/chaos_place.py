@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from conftest import MlflowServer
+from mlflow_server import MlflowServer
 from project import BIN, ROOT, Project
 from seaweed import BUCKET, Seaweed
 

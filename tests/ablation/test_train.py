@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import psutil
 import pytest
+from children import below
 from filelock import FileLock
 
 from cnn_tuning.ablation.settle import settle
@@ -157,7 +158,7 @@ def test_a_killed_worker_costs_nothing_but_time(recipe, packed, tmp_path, tracki
     def kill_the_first():
         while not list(folder.glob("*/unfinished/*/recipe.json")):
             time.sleep(0.01)
-        (worker,) = [p for p in psutil.Process().children() if _is_worker(p, tmp_path)]
+        (worker,) = workers()
         worker.kill()
         killed.append(worker.pid)
 
@@ -173,11 +174,9 @@ def test_a_killed_worker_costs_nothing_but_time(recipe, packed, tmp_path, tracki
     recipes = [json.loads(p.read_text())["recipe"] for p in folder.glob("*/result.json")]
     assert len(recipes) == len(jobs)
     assert all(flatten(to_plain(job.recipe)) in recipes for job in jobs)
-    assert not [p for p in psutil.process_iter() if _is_worker(p, tmp_path)]
+    assert not workers()
 
 
-def _is_worker(process: psutil.Process, folder: Path) -> bool:
-    try:
-        return any(str(folder) in part for part in process.cmdline())
-    except psutil.Error:
-        return False
+def workers() -> list[psutil.Process]:
+    """Return the living workers that this process has started."""
+    return [one for one, command in below() if "cnn_tuning.ablation.worker" in command]

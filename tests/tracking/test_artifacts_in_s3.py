@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import MlflowServer
+from mlflow_server import MlflowServer
 from seaweed import BUCKET, SECRET, _weed, seaweed  # noqa: F401
 
 from cnn_tuning.tracking.deliver import sync
