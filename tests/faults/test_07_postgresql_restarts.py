@@ -37,7 +37,7 @@ def control(server, *action: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("mode", ["fast", "immediate"])
+@pytest.mark.parametrize("mode", [pytest.param("fast", marks=pytest.mark.long), "immediate"])
 def test_07_it_recovers(tmp_path, digits_data, server, mode, capfd):
     search = search_with(budget={"trials": 4}, storage=server.get_uri(), workers=2)
     sweep = Sweep(tmp_path, digits_data, search, ("trainer.max_epochs=12",))

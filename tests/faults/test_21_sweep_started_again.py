@@ -19,7 +19,7 @@ def undisturbed(tmp_path_factory, digits_data):
     return found(sweep.trials())
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("signum", [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL])
 def test_21_only_the_missing_trials_run(tmp_path, digits_data, undisturbed, signum):
     sweep = Sweep(tmp_path, digits_data, search_with(**SEARCH), ("trainer.max_epochs=8",))
     process = sweep.start()

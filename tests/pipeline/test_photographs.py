@@ -22,7 +22,10 @@ SMALL = {"trainer": {"max_epochs": 2, "threads": 1}}
     ("experiment", "data", "share", "classes", "searched"),
     [
         ("dog_breeds", "dog_breeds", 0.01, 133, {"optimizer.learning_rate", "model.arguments.units"}),
-        ("dog_breeds_batch", "dog_breeds", 0.01, 133, {"optimizer.learning_rate", "trainer.batch_size"}),
+        pytest.param(
+            *("dog_breeds_batch", "dog_breeds", 0.01, 133, {"optimizer.learning_rate", "trainer.batch_size"}),
+            marks=pytest.mark.long,
+        ),
         ("cifar10_cpu", "cifar10", 0.004, 10, set()),
     ],
 )
