@@ -73,9 +73,15 @@ def train(
             ),
         )
         _fit(trainer)
-        print(last_words(log))
+        print(_outcome(log))
     finally:
         disconnect()
+
+
+def _outcome(log: Path) -> str:
+    """Return what rank 0 said of its model, after which it may have said that it waits for the tracking store."""
+    told = [line for line in log.read_text(errors="replace").splitlines() if ": epoch " in line]
+    return told[-1] if told else last_words(log)
 
 
 def _fit(trainer: Any) -> None:
