@@ -25,6 +25,7 @@ from training_recipes import SHORT, SignalAt, recipe_with, same
 from cnn_tuning.config import patch
 from cnn_tuning.data.batches import Batches, Share
 from cnn_tuning.data.packed import PackedSplit
+from cnn_tuning.data.shards import write_shards
 from cnn_tuning.errors import UserError
 from cnn_tuning.training.fit import fit
 from cnn_tuning.training.resume import Interrupted
@@ -186,8 +187,13 @@ def joining(start, data: Path, port: int, wait_s: float = 200) -> subprocess.Pop
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_as_if_never_stopped(packed, recipe, tmp_path):
+@pytest.mark.parametrize("source", ["memory map", "shards"])
+def test_two_processes_go_on_as_if_never_stopped(packed, recipe, tmp_path, source, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the cache of shards is below the working folder
     both = patch(recipe, SHORT | {"trainer.devices": 2, "trainer.threads": 1, "trainer.ema_decay": 0.9})
+    if source == "shards":
+        write_shards(packed, str(tmp_path / "shards"), shard_mb=0.02)
+        both = patch(both, {"trainer.stream": str(tmp_path / "shards")})
     whole = fit(both, packed, state_folder=tmp_path / "whole")
     # All measure with the weights and running statistics that are kept.
     assert whole.best["val/loss"] == pytest.approx(measured_here(whole, packed), rel=1e-5)
