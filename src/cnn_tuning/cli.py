@@ -72,8 +72,20 @@ def init(path: str, name: str | None, size: int | None, out: Path | None, force:
 
 @cli.command()
 @click.argument("destination", metavar="FOLDER|s3://BUCKET/PREFIX")
-@click.option("--data", type=click.Path(path_type=Path), default=Path("data/prepared"), show_default=True)
-@click.option("--shard-mb", type=click.FloatRange(min=0.001), default=16.0, show_default=True)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default=Path("data/prepared"),
+    show_default=True,
+    help="The prepared data set.",
+)
+@click.option(
+    "--shard-mb",
+    type=click.FloatRange(min=0.001),
+    default=16.0,
+    show_default=True,
+    help="Size of a shard: several to a batch mix best.",
+)
 def shard(destination: str, data: Path, shard_mb: float) -> None:
     """Write the prepared training split as shards, which trainer.stream reads; interrupted, it goes on."""
     from cnn_tuning.stages.shard import shard as write
