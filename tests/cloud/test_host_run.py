@@ -122,6 +122,11 @@ def test_speeds_that_were_measured_count_in_the_plan_of_a_run(
     started = command("host", "run", "--yes", "--detach", "--run", "run-two", "--measured", "g5.xlarge=70000")
     assert started.exit_code == 0, started.output
     assert re.search(r"g5\.xlarge .* 70,000 +measured ", started.output)
+    running = [item["InstanceId"] for item in inventory.instances(aws, "cnn-tuning", "run-two")]
+    aws.client("ec2").terminate_instances(InstanceIds=running)
+    again = command("host", "run", "--yes", "--detach", "--run", "run-two")
+    assert again.exit_code == 0, again.output
+    assert re.search(r"g5\.xlarge .* 70,000 +measured ", again.output), "of the run, also where a host replaces another"
 
 
 def test_nothing_starts_without_a_yes(aws, project, command):

@@ -113,6 +113,7 @@ def test_a_training_that_diverged_is_diagnosed_too(sick):
     assert "no longer finite" in sick.run(*command, "--outputs", "scratch/broken", fails=True)
     told = sick.run("cnn-tuning", "diagnose", "scratch/broken/models/baseline")
     assert re.search(r"fired +not_finite", told)
+    assert "samples a second" in (sick.path / "scratch/broken/results/training/profile.html").read_text()
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def test_every_trial_is_a_run_of_the_search(sweep):
         assert curve(run) == list(trial.intermediate_values.values())
         # Also of one that was given up: rules may be asked again, with other thresholds.
         kept = {Path(event["file"]).name for event in run if event["event"] == "artifact"}
-        assert {"recipe.json", "recording", "findings.json", "profile.html"} <= kept
+        assert {"recipe.json", "recording", "findings.json", "profile.html", "times.npz"} <= kept
         assert "findings" in tags(run)
 
 

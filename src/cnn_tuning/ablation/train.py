@@ -154,7 +154,8 @@ def _train(
                     brief=True,
                 )
             except Diverged:
-                found = judge_and_record(tracked, kept, job.recipe, watch.so_far(), diagnosis, job.name)
+                recording = watch.broken_off(tracked.system_samples())
+                found = judge_and_record(tracked, kept, job.recipe, recording, diagnosis, job.name)
                 facts["findings"] = rules_fired(found)
                 raise
             recording = watch.conclude(fitted, data, tracked.system_samples())

@@ -131,7 +131,7 @@ class Rented:
 
 @dataclass(frozen=True)
 class Record:
-    """What the laptop knows of a run. `overrides`: as given, for another launch of it.
+    """What the laptop knows of a run. `overrides`, `measured` (speeds of types): as given, for another launch.
 
     `lock` and `params` are digests of `dvc.lock` here at the launch and of the parameters that went along.
     `attempts` counts launches that came to an end, in a host or in a refusal: the next one's number.
@@ -144,6 +144,7 @@ class Record:
     lock: str
     params: str
     mode: Mode = "pipeline"
+    measured: tuple[str, ...] = ()
     attempts: int = 0
     hosts: tuple[Rented, ...] = ()
 
@@ -175,7 +176,14 @@ def read_record(place: Place) -> Record | None:
 def _record(told: Mapping[str, Any]) -> Record | None:
     try:
         hosts = tuple(Rented(**host) for host in told["hosts"])
-        return Record(**{**told, "overrides": tuple(told["overrides"]), "hosts": hosts})
+        return Record(
+            **{
+                **told,
+                "overrides": tuple(told["overrides"]),
+                "measured": tuple(told.get("measured", ())),
+                "hosts": hosts,
+            }
+        )
     except (KeyError, TypeError):
         return None
 

@@ -41,8 +41,12 @@ class Watch:
         self.callbacks: list[Callback] = [self.stopwatch, self.recorder, *([_Live(self)] if stops else [])]
 
     def so_far(self) -> Recording:
-        """Return what is recorded up to now; also after a fit that failed."""
+        """Return the curves and statistics up to now."""
         return Recording(flatten(to_plain(self.recipe)), self.recorder.curves(), self.recorder.tensors())
+
+    def broken_off(self, samples: Sequence[Sample] = ()) -> Recording:
+        """Return what is known of a fit that failed or was given up; `samples` are its run's system metrics."""
+        return replace(self.so_far(), times=self.stopwatch.times(samples))
 
     def conclude(self, fitted: Fitted, data: PackedData, samples: Sequence[Sample] = ()) -> Recording:
         """Return all that is known of a fit that has ended; `samples` are its run's system metrics."""

@@ -129,7 +129,8 @@ def run_trial(
             )
         except (Diverged, optuna.TrialPruned):
             if first:
-                judge_and_record(tracked, state, seeded, watch.so_far(), diagnosis, name)
+                recording = watch.broken_off(tracked.system_samples())
+                judge_and_record(tracked, state, seeded, recording, diagnosis, name)
             raise
         if first:
             recording = watch.conclude(fitted, data, tracked.system_samples())

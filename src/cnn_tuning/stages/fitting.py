@@ -54,7 +54,8 @@ def fit_to_folder(
     try:
         fitted = fit(recipe, data, state_folder=state, log=tracked.log_metrics, callbacks=callbacks, name=name)
     except Diverged:
-        recording, findings = diagnose(watch.so_far(), diagnosis, recipe, data)
+        recording, findings = diagnose(watch.broken_off(tracked.system_samples()), diagnosis, recipe, data)
+        write_profile(sheet / PROFILE, recording, findings, title=name)
         _tell(findings, name)
         record_training(tracked, out, sheet, recipe, recording, findings)
         raise

@@ -101,7 +101,11 @@ def _with_options(job: Job, record: Record) -> Job:
     """Return the job with the types that may be taken now, where none were asked for yet."""
     from cnn_tuning.config import compose
 
-    return job if job.options else replace(job, options=options_of(compose(record.overrides), job.aws))
+    return (
+        job
+        if job.options
+        else replace(job, options=options_of(compose(record.overrides), job.aws, record.measured))
+    )
 
 
 def _may_go_on(job: Job, ended: Ended) -> bool:

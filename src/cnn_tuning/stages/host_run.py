@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,7 +65,7 @@ def run(wish: Wish, *, detach: bool = False) -> None:
             click.echo(f"run {record.run}: host {record.hosts[-1].id} runs")
             write_record(job.place, record)
         else:
-            options = options_of(compose(record.overrides), aws, wish.measured)
+            options = options_of(compose(record.overrides), aws, record.measured)
             job = replace(job, options=options)
             _confirm(job, record, yes=wish.yes)
             record = start_next(job, record)
@@ -93,6 +94,7 @@ def _begin(aws: Aws, wish: Wish) -> tuple[Job, Record]:
         lock=results.digest(supply.DVC_LOCK),
         params=results.digest_of_params(sent or PARAMS.read_text()),
         mode=wish.mode,
+        measured=wish.measured,
     )
     job = Job(aws, config.host, place_of(aws, config.host, record.run), options)
     changes = ", with uncommitted changes" if taken.changed else ""
@@ -111,10 +113,16 @@ def _reopen(aws: Aws, record: Record, wish: Wish) -> tuple[Job, Record]:
 
     if wish.experiment and wish.experiment != record.experiment:
         raise UserError(f"run {record.run} is of experiment {record.experiment}: leave --experiment out, or --run")
-    merged = tuple({text.partition("=")[0]: text for text in (*record.overrides, *wish.given)}.values())
+    merged, measured = _latest(record.overrides, wish.given), _latest(record.measured, wish.measured)
     host = compose_sections(Needed, merged).host
     place = place_of(aws, host, record.run)
-    return Job(aws, host, place), settle(aws, place, replace(record, overrides=merged), utc_now())
+    known = replace(record, overrides=merged, measured=measured)
+    return Job(aws, host, place), settle(aws, place, known, utc_now())
+
+
+def _latest(before: Sequence[str], now: Sequence[str]) -> tuple[str, ...]:
+    """Return what was given as KEY=VALUE, each key as it was given last."""
+    return tuple({text.partition("=")[0]: text for text in (*before, *now)}.values())
 
 
 def _confirm(job: Job, record: Record, *, yes: bool) -> None:
