@@ -53,10 +53,9 @@ ui: $(READY) ## Compare runs in the browser: http://127.0.0.1:5000
 	mlflow ui
 
 dashboard: $(READY) ## Look into searches, also running ones: http://127.0.0.1:8090
-	@journal=$$(ls -t {,scratch/,scratch/*/}.state/search/{,*/}journal.log 2>/dev/null | head -1); \
-	if [ -n "$$journal" ]; then echo "$$journal at http://127.0.0.1:8090 (Ctrl-C ends it)"; \
-	optuna-dashboard --quiet --host 127.0.0.1 --port 8090 "$$journal"; \
-	else echo "no search has run here yet: \`dvc repro\` runs that of the experiment (search:)"; fi
+	@storage=$$(python -m cnn_tuning.search.latest) || exit 1; \
+	echo "$$storage at http://127.0.0.1:8090 (Ctrl-C ends it)"; \
+	optuna-dashboard --quiet --host 127.0.0.1 --port 8090 "$$storage"
 
 serve: $(READY) ## Answer over HTTP with the champion: http://127.0.0.1:8080
 	cnn-tuning serve $(ARGS)

@@ -1,11 +1,12 @@
-"""What the recorder costs: training time with it to training time without, and the cost of a sampled step.
+"""What diagnosis costs: training time with it to training time without, and the cost of a sampled step.
 
-    python bench/diagnosis.py [--rounds 5] [--steps 215] [--experiments mnist_fast lab] [--threads 1]
+    python bench/diagnosis.py [--rounds 5] [--steps 215] [--whole-epoch] [--experiments mnist_fast lab]
 
-Fits with and without it alternate in one process; a ratio is taken within a round. Time is the processor's
-(other load on the machine disturbs it less) and the wall clock's. The prediction is steadier: a fit in which every
-second step is sampled gives the extra time of one (the processor's, without a GPU), and the schedule says how many
-there are.
+A line each for the recorder alone and for all that a training has: stopwatch, recorder and the rules that are
+asked after the epoch. (System metrics are sampled by another process.) Fits with and without them alternate in one
+process; a ratio is taken within a round. Time is the processor's (other load on the machine disturbs it less) and
+the wall clock's. The prediction is steadier: a fit in which every second step is sampled gives the extra time of
+one (the processor's, without a GPU), and the schedule says how many there are.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,10 @@ from workplace import machine, prepared
 from cnn_tuning.config import Recipe, compose, patch, select
 from cnn_tuning.data.packed import PackedData
 from cnn_tuning.diagnosis.recorder import Recorder, next_sample
+from cnn_tuning.diagnosis.watch import Watch
 from cnn_tuning.training.fit import fit
 
+Make = Callable[[], list[Callback]]
 # The same images: prepared once.
 DATA_OF = {"lab": "mnist_fast"}
 ACTIVITIES = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
@@ -40,9 +43,9 @@ LENGTHS = (50, 215, 500, 1_719, 17_190, 100_000)
 
 
 class Times:
-    """Two callbacks around the recorder: `first` and `last` of the list see its work from both sides.
+    """Two callbacks around those that are measured: `first` and `last` of the list see their work from both sides.
 
-    `total`: (wall, processor) seconds of learning and of what the recorder does after it. `steps`: seconds of each
+    `total`: (wall, processor) seconds of learning and of what they do after it. `steps`: seconds of each
     step, the processor's without a GPU. `operations`: of the two profiled steps, on the GPU where there is one.
     """
 
@@ -88,6 +91,9 @@ class _First(Callback):
     def on_validation_end(self, *_):
         self.times.begin()
 
+    def on_train_epoch_end(self, *_):
+        self.times.begin()
+
 
 class _Last(Callback):
     def __init__(self, times: Times) -> None:
@@ -105,39 +111,59 @@ class _Last(Callback):
     def on_validation_end(self, *_):
         self.times.end()
 
+    def on_train_epoch_end(self, *_):
+        self.times.end()
+
 
 def main() -> None:
     """Measure, and print ratios and predictions."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=215)
+    parser.add_argument("--whole-epoch", action="store_true", help="as many steps as an epoch has")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--experiments", nargs="+", default=["mnist_fast", "lab"])
     options = parser.parse_args()
     print(machine())
     for experiment in options.experiments:
-        data = PackedData.open(prepared(DATA_OF.get(experiment, experiment)) / "data/prepared")
-        recipe = select(Recipe, compose([f"experiment={experiment}", f"trainer.threads={options.threads}"]))
-        recipe = patch(recipe, {"trainer.max_epochs": 1, "trainer.train_eval_samples": 1000})
-        ratios = list(_ratios(recipe, data, options.rounds, options.steps))
-        for name, pair in zip(("processor", "wall"), zip(*ratios, strict=True), strict=True):
+        _measure(experiment, options)
+
+
+def _measure(experiment: str, options: argparse.Namespace) -> None:
+    data = PackedData.open(prepared(DATA_OF.get(experiment, experiment)) / "data/prepared")
+    config = compose([f"experiment={experiment}", f"trainer.threads={options.threads}"])
+    recipe = patch(select(Recipe, config), {"trainer.max_epochs": 1, "trainer.train_eval_samples": 1000})
+    epoch = -(-sum(data.meta.counts["train"]) // recipe.trainer.batch_size)
+    steps = epoch if options.whole_epoch else options.steps
+    measured: dict[str, Make] = {
+        "the recorder": lambda: [Recorder()],
+        "all of diagnosis": lambda: Watch(recipe, config.diagnosis, experiment).callbacks,
+    }
+    ratios = list(_ratios(recipe, data, options.rounds, steps, list(measured.values())))
+    for what, own in zip(measured, zip(*ratios, strict=True), strict=True):
+        for name, pair in zip(("processor", "wall"), zip(*own, strict=True), strict=True):
             print(
-                f"{experiment}: {name} time with to without the recorder, {options.steps} steps: median "
+                f"{experiment}: {name} time with to without {what}, {steps} steps: median "
                 f"{statistics.median(pair):.3f} ({min(pair):.3f} to {max(pair):.3f}; {options.rounds} rounds)"
             )
-        print(f"{experiment}: {_prediction(recipe, data, options.steps)}")
+    print(f"{experiment}: the recorder: {_prediction(recipe, data, options.steps)}")
 
 
-def _ratios(recipe: Recipe, data: PackedData, rounds: int, steps: int) -> Iterator[tuple[float, float]]:
-    """Yield the ratios of processor and wall time of each round, in which the first place alternates."""
-    _fit(recipe, data, Times(20), [])  # what is loaded and allocated once
+def _ratios(
+    recipe: Recipe, data: PackedData, rounds: int, steps: int, measured: Sequence[Make]
+) -> Iterator[list[tuple[float, float]]]:
+    """Yield each round's ratios of processor and wall time, a pair for each of `measured`; places alternate."""
+    for make in (list, *measured):
+        _fit(recipe, data, Times(20), make())  # what is loaded and allocated once
+    makes: list[Make] = [list, *measured]
     for turn in range(rounds):
         totals = {}
-        for recorded in (True, False) if turn % 2 else (False, True):
+        for place in reversed(range(len(makes))) if turn % 2 else range(len(makes)):
             times = Times(steps)
-            _fit(recipe, data, times, [Recorder()] if recorded else [])
-            totals[recorded] = times.total
-        yield totals[True][1] / totals[False][1], totals[True][0] / totals[False][0]
+            _fit(recipe, data, times, makes[place]())
+            totals[place] = times.total
+        wall, processor = totals[0]
+        yield [(totals[i][1] / processor, totals[i][0] / wall) for i in range(1, len(makes))]
 
 
 def _prediction(recipe: Recipe, data: PackedData, steps: int) -> str:

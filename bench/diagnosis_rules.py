@@ -6,7 +6,7 @@ Every case of `sickness.py` is trained with each seed, with the recorder and the
 Recall of a rule: of the trainings that are sick with what it finds, those on which it fired; "not evaluated"
 counts as missed. Precision: of its firings, those on such trainings; the false ones are firings on healthy
 trainings, and on others whose sickness does not bring this one with it (`also` in `sickness.py` says which do;
-those count neither way).
+those count neither way). Healthy trainings are judged after each epoch as well: what fires then is false, too.
 
 Thresholds, cases and what is in `also` were settled on seeds 0 to 3: the figures are those of other seeds.
 """
@@ -34,11 +34,12 @@ from cnn_tuning.diagnosis.rules import RULES
 
 @dataclass(frozen=True)
 class Trained:
-    """A case with a seed and what each rule said."""
+    """A case with a seed, what each rule said, and which fired after any epoch of a healthy one."""
 
     case: Case
     seed: int
     status: dict[str, str]
+    live: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,23 @@ def main() -> None:
         for number, case in enumerate(cases):
             for index, seed in enumerate(range(options.first_seed, options.first_seed + options.seeds)):
                 began = time.monotonic()
-                findings = train(case, seed, Path(scratch))
-                trained.append(Trained(case, seed, {f.rule: f.status for f in findings}))
+                live: set[str] = set()
+                findings = train(case, seed, Path(scratch), None if case.sick else live)
+                trained.append(Trained(case, seed, {f.rule: f.status for f in findings}, frozenset(live)))
                 done = f"{number * options.seeds + index + 1}/{len(cases) * options.seeds}"
                 print(f"{done} {_line(case, seed, findings)} ({time.monotonic() - began:.1f} s)", file=sys.stderr)
                 if options.verbose:
                     _tell(findings)
     print_sicknesses(trained, options.seeds)
     print_scores(trained)
+    print_live([t for t in trained if not t.case.sick])
+
+
+def print_live(healthy: Sequence[Trained]) -> None:
+    """Print which rules fired on healthy trainings that were judged after each epoch."""
+    counts = {rule: sum(rule in t.live for t in healthy) for rule in RULES}
+    false = ", ".join(f"`{rule}` {count}" for rule, count in counts.items() if count) or "none"
+    print(f"\nFired after some epoch of {len(healthy)} healthy trainings: {false}")
 
 
 def _line(case: Case, seed: int, findings: Sequence[Finding]) -> str:

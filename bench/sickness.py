@@ -26,8 +26,8 @@ from cnn_tuning.config import DiagnosisConfig, ImageConfig, Recipe, compose, sel
 from cnn_tuning.data.packed import PackedData, PackedSplit, class_counts, digest_of
 from cnn_tuning.data.prepare import prepare
 from cnn_tuning.data.sources import fetch
-from cnn_tuning.diagnosis.findings import Finding
-from cnn_tuning.diagnosis.judge import diagnose
+from cnn_tuning.diagnosis.findings import Finding, rules_fired
+from cnn_tuning.diagnosis.judge import diagnose, judge
 from cnn_tuning.diagnosis.watch import Watch
 from cnn_tuning.machine import usable_cores
 from cnn_tuning.tracking.system import LOOK_EVERY_S, Sample, Sampler, read_samples
@@ -317,6 +317,17 @@ DISTURBANCES: dict[str, type[Callback]] = {
 }
 
 
+class JudgesEachEpoch(Callback):
+    """Asks the rules after each epoch, as a training by hand does, and keeps the names of those that fired."""
+
+    def __init__(self, watch: Watch, fired: set[str]) -> None:
+        self.watch, self.fired = watch, fired
+
+    def on_train_epoch_end(self, *_: object) -> None:
+        """Judge what there is so far."""
+        self.fired.update(rules_fired(judge(self.watch.so_far(), self.watch.config)))
+
+
 def recipe_of(case: Case, seed: int) -> tuple[Recipe, DiagnosisConfig]:
     """Return what a case trains by, and the rules with the thresholds that are shipped."""
     overrides = ["experiment=digits", "trainer.accelerator=cpu", *case.overrides, f"seed={seed}"]
@@ -324,13 +335,17 @@ def recipe_of(case: Case, seed: int) -> tuple[Recipe, DiagnosisConfig]:
     return select(Recipe, config), config.diagnosis
 
 
-def train(case: Case, seed: int, folder: Path) -> list[Finding]:
-    """Train a case for real and return what all rules say of it; its data are made under `folder`."""
+def train(case: Case, seed: int, folder: Path, live: set[str] | None = None) -> list[Finding]:
+    """Train a case for real and return what all rules say of it; its data are made under `folder`.
+
+    `live` gets the names of the rules that fired after any epoch.
+    """
     recipe, config = recipe_of(case, seed)
     data = data_of(case.data, folder)
     watch = Watch(recipe, config, case.name, stops=False)
     state = folder / "state" / f"{case.name} {seed}"
-    callbacks = [*watch.callbacks, *([DISTURBANCES[case.disturbance]()] if case.disturbance else [])]
+    judges = [] if live is None else [JudgesEachEpoch(watch, live)]
+    callbacks = [*watch.callbacks, *judges, *([DISTURBANCES[case.disturbance]()] if case.disturbance else [])]
     with _sampled(folder / f"{case.name} {seed}.jsonl") as samples:
         try:
             fitted = fit(recipe, data, state_folder=state, callbacks=callbacks, name=case.name, brief=True)

@@ -51,11 +51,14 @@ class Agent:
             "PATH": f"{folder}/bin:{kept['PATH']}",
         }
 
-    def start(self, *arguments: str, attempt: int = 0, **environment: str) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, attempt: int = 0, price: str | None = "3600", **environment: str
+    ) -> subprocess.Popen[str]:
         """Start one of its commands."""
         head = ["--at", URL, "--region", REGION, "--attempt", str(attempt), "--told", f"{self.folder}/told.json"]
+        head += [] if price is None else ["--price", price]
         return subprocess.Popen(
-            [sys.executable, "-m", "cnn_tuning.cloud.agent", *head, "--price", "3600", *arguments],
+            [sys.executable, "-m", "cnn_tuning.cloud.agent", *head, *arguments],
             cwd=self.project,
             env={**self.environment, **environment},
             stdout=subprocess.PIPE,

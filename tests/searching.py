@@ -51,6 +51,7 @@ class Sweep:
     data: Path
     search: SearchConfig
     overrides: tuple[str, ...] = ()
+    price_per_hour: float = 0.0
 
     @property
     def spool(self) -> Path:
@@ -64,7 +65,11 @@ class Sweep:
     def run(self) -> optuna.Study:
         """Run it here."""
         tracking = TrackingConfig(
-            name="t", experiment="t", uri=f"sqlite:///{self.folder}/mlflow.db", spool=str(self.spool)
+            name="t",
+            experiment="t",
+            uri=f"sqlite:///{self.folder}/mlflow.db",
+            spool=str(self.spool),
+            price_per_hour=self.price_per_hour,
         )
         self.spool.mkdir(parents=True, exist_ok=True)
         recipe = recipe_with(list(self.overrides))

@@ -34,6 +34,7 @@ RECORDS = ("cnn_tuning/tracking", "cnn_tuning/config", "cnn_tuning/errors.py", "
 
 # Among them, what decides arms, points of a grid, their changes, and which version is the champion.
 DECIDES = ("cnn_tuning/config/patching.py", "cnn_tuning/config/variants.py", "cnn_tuning/tracking/gate.py")
+PRICE = "tracking.price_per_hour"
 VARIANTS = {"applies", "arms", "changes_of", "grid", "side_by_side"}
 
 # What a training tells of itself, in the terminal and in its run: `diagnose` is made of it, trainings are not.
@@ -50,6 +51,10 @@ def test_a_stage_lists_the_sections_that_it_reads(stage):
         assert listed == {"data.bad_images", "data.csv", "data.files", "data.name", "data.sources"}
         used = re.findall(r"\bconfig\.(\w+)", (SOURCE / "cnn_tuning/data/sources.py").read_text())
         assert {f"data.{name}" for name in used} == listed
+    # Of what is only recorded, a price makes the columns of costs.
+    own = (file for file in closure(SOURCE / f"cnn_tuning/stages/{stage}.py") if not records(file))
+    priced = any(re.search(r"tracking\.price_per_hour\b(?!\))", file.read_text()) for file in own)
+    assert {name for name in listed if name.startswith("tracking")} == ({PRICE} if priced else set())
     listed = {name.split(".")[0] for name in listed}
     assert read - AMBIENT <= listed <= read
 

@@ -92,7 +92,7 @@ def _attempt(about: str, find: Callable[[], tuple[str, Callable[[str], str | Non
         uri, problem_of = find()
         problem = problem_of(uri)
     except UserError as error:
-        return Check(about, False, str(error).splitlines()[0])
+        return Check(about, False, " ".join(str(error).split()))
     from cnn_tuning.errors import redact
 
     return Check(about, problem is None, redact(uri), problem or "")
@@ -112,7 +112,7 @@ def _remote() -> Check:
         return Check(
             "data remote", None, "none set", "`dvc remote add -d storage s3://BUCKET/PREFIX` to share data"
         )
-    command = ["dvc", "status", "--cloud", "--quiet"]
+    command = [sys.executable, "-m", "dvc", "status", "--cloud"]
     if name not in config.get("remote", {}):
         return Check(
             "data remote", False, name, "core.remote names a remote that is not there: see `dvc remote list`"
@@ -121,8 +121,10 @@ def _remote() -> Check:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except subprocess.TimeoutExpired:
         return Check("data remote", False, config["remote"][name]["url"], "no answer within 60 s")
-    problem = done.stderr.strip().splitlines()[-1:] if done.returncode not in (0, 1) else []
-    return Check("data remote", not problem, config["remote"][name]["url"], "".join(problem))
+    # What follows an error is where to ask for help.
+    said = [line[7:] for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+    problem = "; ".join(said) or "`dvc status --cloud` fails" if done.returncode else ""
+    return Check("data remote", not problem, config["remote"][name]["url"], problem)
 
 
 def _lock_file() -> Check:

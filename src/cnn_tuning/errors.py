@@ -33,6 +33,10 @@ class UserError(Exception):
         super().__init__(redact(text))
 
 
+class CutOff(UserError):
+    """Work that was cut off from outside: its run is not over, the same command goes on with both."""
+
+
 def hide(text: str) -> None:
     """Remember the password inside a URI, so that `redact` finds it in whatever form it turns up."""
     _told.update(_PASSWORD.findall(text))

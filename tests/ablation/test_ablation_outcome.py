@@ -7,7 +7,7 @@ import html
 import json
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -71,12 +71,13 @@ def test_tables_hold_every_training_and_its_means(simple):
     arms = {row["arm"]: row for row in rows(simple.folder / "arms.csv")}
     for arm, own in by_arm(simple.results).items():
         accuracies = [r.val_accuracy for r in own]
-        gaps = [r.train_accuracy - r.val_accuracy for r in own]
+        gaps = [r.gap for r in own]
         row = {name: float(value) for name, value in arms[arm].items() if name not in ("arm", "findings")}
         assert row["val_accuracy"] == pytest.approx(np.mean(accuracies))
         assert row["val_accuracy_std"] == pytest.approx(np.std(accuracies, ddof=1))
         assert row["gap"] == pytest.approx(np.mean(gaps))
         assert row["gap_std"] == pytest.approx(np.std(gaps, ddof=1))
+        assert row["last_val_accuracy"] == pytest.approx(np.mean([r.last_val_accuracy for r in own]))
         assert (row["seeds"], row["failed"], row["seconds"], row["updates"]) == (3, 0, 10, 40)
     conv, both = rows(simple.folder / "comparisons.csv")
     assert (both["arm"], both["reference"], both["seeds"]) == ("dropout=both", "dropout=none", "3")
@@ -86,6 +87,38 @@ def test_tables_hold_every_training_and_its_means(simple):
     said = (simple.folder / "verdicts.txt").read_text().splitlines()
     assert tuple(said) == simple.outcome.verdicts
     assert [line.split()[0] for line in said] == ["dropout=conv", "dropout=both"]
+
+
+def test_each_figure_says_which_epoch_it_is_of(simple):
+    head = simple.outcome.page.arms.head
+    assert {"val accuracy (best epoch), %", "val accuracy (last epoch), %", "gap (last epoch), points"} <= {*head}
+    for run in rows(simple.folder / "runs.csv"):
+        (made,) = [r for r in simple.results if (r.arm, str(r.seed)) == (run["arm"], run["seed"])]
+        assert float(run["last_val_accuracy"]) == made.last_val_accuracy != float(run["val_accuracy"])
+        # Both of the last epoch: their sum is the training accuracy there, not that of the same line.
+        assert float(run["gap"]) + float(run["last_val_accuracy"]) == pytest.approx(made.train_accuracy)
+
+
+def test_that_the_best_of_more_epochs_is_favoured_is_said(simple, tmp_path):
+    assert not [line for line in simple.outcome.verdicts if "best epoch" in line]
+    longer = [replace(r, epochs=31) if r.arm == "dropout=both" else r for r in simple.results]
+    said = write_outcome(tmp_path / "epochs", "q", DROPOUT, longer, 0.95).verdicts[0]
+    assert "the best of more epochs is better by chance alone" in said
+    last = 100 * np.mean([r.last_val_accuracy for r in longer if r.arm == "dropout=both"])
+    assert f"dropout=both {last:.2f} %" in said
+    parts = QuestionConfig("Forgotten?", {"trainer.sequential_parts": {"joint": 1, "parts": 5}})
+    arms = {"dropout=none": "joint", "dropout=both": "parts"}
+    learnt = [replace(r, arm=arms[r.arm]) for r in simple.results if r.arm in arms]
+    said = write_outcome(tmp_path / "parts", "q", parts, learnt, 0.95).verdicts[0]
+    assert "what was forgotten after it does not show. After the last epoch: joint " in said
+
+
+def test_an_arm_that_was_trained_with_a_smaller_batch_is_told(simple, tmp_path):
+    small = [replace(r, smaller_batch=16) if r.arm == "dropout=both" and r.seed else r for r in simple.results]
+    said = write_outcome(tmp_path, "q", DROPOUT, small, 0.95).verdicts[0]
+    assert said.startswith(
+        "dropout=both was trained with batch size 16 (2 of 3 trainings): memory did not suffice"
+    )
 
 
 def test_what_failed_is_empty_in_the_tables_and_said(grid):

@@ -15,12 +15,14 @@ import psutil
 import pytest
 from children import below
 from filelock import FileLock
+from pytorch_lightning.callbacks import Callback
 
 from cnn_tuning.ablation.settle import settle
-from cnn_tuning.ablation.train import jobs_of, missing, results_of, train_jobs
+from cnn_tuning.ablation.train import Job, jobs_of, missing, results_of, train_jobs
 from cnn_tuning.ablation.worker import share
-from cnn_tuning.config import DiagnosisConfig, QuestionConfig, flatten, patch, to_plain
+from cnn_tuning.config import DiagnosisConfig, QuestionConfig, RuleConfig, flatten, patch, to_plain
 from cnn_tuning.tracking.run import Run
+from cnn_tuning.training.fit import fit
 from cnn_tuning.training.resume import Interrupted, State
 
 SETTINGS = {"trainer.max_epochs": 1, "trainer.batch_size": 256}
@@ -42,7 +44,7 @@ def test_each_arm_is_trained_once_with_each_seed(jobs, packed, tmp_path, trackin
         ("dropout=none", 0), ("dropout=both", 0), ("dropout=none", 1), ("dropout=both", 1),
     ]  # fmt: skip
     train(jobs, packed, tmp_path / "arms", tracking)
-    results = results_of(jobs, packed, tmp_path / "arms", price_per_hour=3600.0)
+    results = results_of(jobs, packed, tmp_path / "arms", 3600.0, DiagnosisConfig("none"))
     images = len(packed.split("val"))
     for result in results:
         assert result.right.shape == (images,)
@@ -69,11 +71,30 @@ def test_another_recipe_or_other_data_is_another_arm(jobs, packed, tmp_path, tra
     assert missing([jobs[0], *more], packed, tmp_path / "arms") == 2
 
 
+def test_findings_are_those_of_the_thresholds_of_now(jobs, packed, tmp_path, tracking):
+    train(jobs[:1], packed, tmp_path / "arms", tracking)
+
+    def found(ratio):
+        rules = {"class_imbalance": RuleConfig(thresholds={"ratio": ratio})}
+        (result,) = results_of(jobs[:1], packed, tmp_path / "arms", 0.0, DiagnosisConfig("test", rules=rules))
+        return result.findings
+
+    assert (found(10.0), found(1.0)) == ((), ("class_imbalance",))
+
+
+def test_the_batch_that_memory_sufficed_for_is_kept(jobs, packed, tmp_path, tracking, monkeypatch):
+    monkeypatch.setattr("cnn_tuning.ablation.train.fit", with_memory_for(128))
+    halving = Job("q", "a", patch(jobs[0].recipe, {"trainer.on_out_of_memory": "halve_batch"}), "1/1")
+    train([halving], packed, tmp_path / "arms", tracking)
+    (result,) = results_of([halving], packed, tmp_path / "arms", 0.0, DiagnosisConfig("none"))
+    assert result.smaller_batch == 128
+
+
 def test_an_arm_that_fails_is_a_result_and_the_others_go_on(recipe, packed, tmp_path, tracking, capfd):
     question = QuestionConfig("?", {"optimizer.learning_rate": [0.01, 1e30]}, SETTINGS, seeds=1)
     jobs = jobs_of("rate", question, recipe, 1)
     train(list(reversed(jobs)), packed, tmp_path / "arms", tracking)
-    good, bad = results_of(jobs, packed, tmp_path / "arms", 0.0)
+    good, bad = results_of(jobs, packed, tmp_path / "arms", 0.0, DiagnosisConfig("none"))
     assert good.failure == ""
     assert good.right is not None
     assert "no longer finite at step" in bad.failure
@@ -113,7 +134,9 @@ def test_an_interrupted_ablation_goes_on_in_mid_training(recipe, packed, tmp_pat
     train(jobs, packed, tmp_path / "cut", tracking)
     assert "going on from" in capfd.readouterr().err
     assert len(list((tmp_path / "spool").glob("*.jsonl"))) == 2  # what was cut off and went on is one run
-    for whole, cut in zip(*(results_of(jobs, packed, tmp_path / n, 0.0) for n in ("whole", "cut")), strict=True):
+    none = DiagnosisConfig("none")
+    both = (results_of(jobs, packed, tmp_path / n, 0.0, none) for n in ("whole", "cut"))
+    for whole, cut in zip(*both, strict=True):
         assert np.array_equal(whole.right, cut.right)
         assert whole.val_loss == cut.val_loss
 
@@ -175,6 +198,17 @@ def test_a_killed_worker_costs_nothing_but_time(recipe, packed, tmp_path, tracki
     assert len(recipes) == len(jobs)
     assert all(flatten(to_plain(job.recipe)) in recipes for job in jobs)
     assert not workers()
+
+
+def with_memory_for(images):
+    """Return `fit` on a machine whose memory suffices for so many images."""
+
+    class Full(Callback):
+        def on_train_batch_start(self, trainer, module, batch, *_):
+            if len(batch[1]) > images:
+                raise MemoryError("no memory")
+
+    return lambda recipe, *rest, callbacks, **more: fit(recipe, *rest, callbacks=[*callbacks, Full()], **more)
 
 
 def workers() -> list[psutil.Process]:

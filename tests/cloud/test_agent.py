@@ -10,7 +10,7 @@ import sys
 import tarfile
 import threading
 import time
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 import pytest
@@ -24,7 +24,9 @@ from cnn_tuning.cloud.checkpoint import pack, unpack
 from cnn_tuning.cloud.metadata import Metadata
 from cnn_tuning.cloud.runfolder import RunFolder
 from cnn_tuning.cloud.supervise import Ended
+from cnn_tuning.config import compose, lock_text
 
+ROOT = Path(__file__).parents[2]
 NAMES = st.text(st.sampled_from("abc ö-_."), min_size=1, max_size=6).filter(lambda name: name.strip("."))
 FILES = st.dictionaries(
     st.lists(NAMES, min_size=1, max_size=3).map(lambda parts: "/".join(parts)), st.binary(max_size=50), max_size=6
@@ -33,8 +35,6 @@ FILES = st.dictionaries(
 
 @given(FILES)
 def test_what_is_packed_comes_back_the_same(files):
-    from pathlib import Path
-
     with TemporaryDirectory() as scratch:
         here, there = Path(scratch) / "here", Path(scratch) / "there"
         for name, content in files.items():
@@ -130,6 +130,12 @@ def test_an_archive_that_takes_too_long_costs_the_results_nothing(attempt, seawe
     assert "not uploaded within 1 s: checkpoint" in capsys.readouterr().err
 
 
+def test_work_that_ends_well_is_saved_too(attempt, seaweed):  # noqa: F811
+    assert attempt.conclude(Ended("ended", 0)) == 0
+    assert f"{PLACE}/checkpoints/latest.json" in seaweed.keys(PLACE)
+    assert seaweed.read(f"{PLACE}/spool/one.jsonl") == b"{}\n"
+
+
 def test_a_pipeline_that_fails_keeps_its_status_and_its_work(tmp_path, seaweed):  # noqa: F811
     agent = Agent(tmp_path, seaweed)
     fails = (
@@ -146,12 +152,18 @@ def test_a_pipeline_that_fails_keeps_its_status_and_its_work(tmp_path, seaweed):
     assert not (tmp_path / "told.json").exists()  # `boot.sh` says that it failed, and where
 
 
-@pytest.mark.parametrize(("attempt", "price"), [(0, "0.42"), (1, "3600")], ids=["noted", "not noted yet"])
-def test_the_pipeline_knows_what_the_host_costs(tmp_path, seaweed, attempt, price):  # noqa: F811
+@pytest.mark.parametrize(
+    ("attempt", "dearest", "price"),
+    [(0, "3600", 0.42), (1, "3600", 3600.0), (1, None, 0.0)],
+    ids=["noted", "not noted yet", "not known"],
+)
+def test_the_pipeline_knows_what_the_host_costs(tmp_path, seaweed, attempt, dearest, price):  # noqa: F811
     agent = Agent(tmp_path, seaweed)
+    configured = compose(["tracking.price_per_hour=0.01"], params=None, conf=ROOT / "conf")
+    (agent.project / "params.lock.yaml").write_text(lock_text(configured))
     seaweed.put(f"{PLACE}/run.json", b'{"hosts": [{"attempt": 0, "per_hour": 0.42}]}')
-    tells = "import os; print('price', os.environ['CNN_TUNING_PRICE_PER_HOUR'])"
-    process = agent.start("run", "--", sys.executable, "-c", tells, attempt=attempt)
+    tells = "from cnn_tuning.config import *; print('price', load_locked(Config).tracking.price_per_hour)"
+    process = agent.start("run", "--", sys.executable, "-c", tells, attempt=attempt, price=dearest)
     printed, _ = process.communicate(timeout=60)
     assert f"price {price}\n" in printed
 

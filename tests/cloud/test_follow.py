@@ -328,6 +328,19 @@ def test_a_refused_launch_spends_its_number(aws, project, command, played):
     assert command(*START).exit_code == 0
 
 
+def test_a_ctrl_c_at_the_launch_spends_its_number(aws, project, command, played):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    stop = intercept(aws.client("ec2"), "CreateFleet", interrupt)
+    try:
+        assert command(*START).exit_code != 0
+    finally:
+        stop()
+    assert json.loads(played.get("run.json"))["attempts"] == 1
+    assert_nothing_is_left(aws)
+
+
 def test_replacing_waits_for_capacity(aws, project, command, played, monkeypatch):
     codes = [{"ErrorCode": "InsufficientInstanceCapacity", "ErrorMessage": "none", "Lifecycle": "spot"}]
     refuse = []

@@ -73,6 +73,24 @@ def test_without_a_commit_there_is_one_line(tmp_path):
         snapshot(tmp_path)
 
 
+def test_a_shallow_clone_is_refused_with_what_to_do(repository, tmp_path):
+    git(repository, *WHO, "commit", "-q", "--allow-empty", "-m", "more")
+    git(tmp_path, "clone", "-q", "--depth", "1", f"file://{repository}", "shallow")
+    with pytest.raises(UserError, match="git fetch --unshallow"):
+        snapshot(tmp_path / "shallow")
+    git(tmp_path / "shallow", "fetch", "-q", "--unshallow")
+    assert snapshot(tmp_path / "shallow").commit
+
+
+def test_a_host_to_work_on_is_not_refused_for_the_pipelines_length(aws, project, command):
+    aws.client("s3").create_bucket(Bucket="a-bucket")
+    params = project / "params.yaml"
+    params.write_text(params.read_text() + "trainer: {max_epochs: 1000000}\n")
+    assert "no type can be taken" in command("host", "run", "--yes", "--run", "run-one").output
+    done = command("host", "up", "--yes", "--run", "run-one")
+    assert done.exit_code == 0, done.output
+
+
 def test_a_run_starts_one_host_with_the_code_and_an_end_within_the_budget(aws, project, command):
     aws.client("s3").create_bucket(Bucket="a-bucket")
     (project / "more").write_text("x")
@@ -126,7 +144,7 @@ def test_speeds_that_were_measured_count_in_the_plan_of_a_run(
     aws.client("ec2").terminate_instances(InstanceIds=running)
     again = command("host", "run", "--yes", "--detach", "--run", "run-two")
     assert again.exit_code == 0, again.output
-    assert re.search(r"g5\.xlarge .* 70,000 +measured ", again.output), "of the run, also where a host replaces another"
+    assert re.search(r"g5\.xlarge .* 70,000 +measured ", again.output), "also where a host replaces another"
 
 
 def test_nothing_starts_without_a_yes(aws, project, command):

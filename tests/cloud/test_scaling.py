@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,3 +56,23 @@ def test_a_plan_pays_for_every_host_and_says_what_it_lacks():
         predicted(config, unknown, [1], images=60_000, weights=1)
     with pytest.raises(UserError, match="network_gbit is missing"):
         predicted(config, Option("p3.2xlarge", "V100", 8, 61, "unknown", 1, 1, 1), [1], images=1, weights=1)
+
+
+def test_the_command_prints_what_several_hosts_would_make_of_it(aws, folder, command, packed):
+    (folder / "data").mkdir()
+    (folder / "data/prepared").symlink_to(packed.path)
+    only = ("experiment=digits", "host.candidates=[g5.xlarge]")
+    asked = ("host", "plan", *only, "--measured", "g5.xlarge=61000", "--nodes", "1,4")
+    told = json.loads(command(*asked, "--json").output)
+    one, four = told["nodes"]
+    assert (told["experiment"], told["type"], told["basis"]) == ("digits", "g5.xlarge", "measured")
+    assert (one["nodes"], one["exchange_s"], one["efficiency"]) == (1, 0, 1)
+    assert four["exchange_s"] > 4 * told["weights"] * 1.5 * 8 / (told["network_gbit"] * 1e9)
+    assert one["usd"] < four["usd"] < 4 * one["usd"] * 1.5
+    shown = command(*asked)
+    assert shown.exit_code == 0, shown.output
+    assert f"digits on g5.xlarge (measured), spot: {told['weights']:,} weights, batches of" in shown.output
+    assert f"{1000 * four['step_s']:.2f}" in shown.output
+    assert "Predicted, not measured" in shown.output
+    done = command(*asked[:-1], "1,x")
+    assert done.exit_code == 1 and "--nodes 1,x: must be numbers from 1 to 1024" in done.output

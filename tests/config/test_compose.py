@@ -149,11 +149,48 @@ def test_what_a_yaml_leaves_out_has_the_schemas_default_and_can_be_set(tmp_path)
     assert "did you mean 'limit'" in refusal(["data=own", "data.limt=5"], conf=conf)
 
 
-def test_a_rented_host_gives_its_price_where_none_is_configured(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("configured", "told", "counts"),
+    [(0, "0.42", 0.42), (0, "", 0.0), (0.1, "0.42", 0.42), (0.1, "", 0.1), (0.1, "0", 0.0)],
+)
+def test_a_rented_host_gives_its_own_price(tmp_path, monkeypatch, configured, told, counts):
     lock = tmp_path / "params.lock.yaml"
-    for configured, told, counts in ((0, "0.42", 0.42), (0, "", 0.0), (0.1, "0.42", 0.1)):
-        composed = compose([f"tracking.price_per_hour={configured}"], params=None)
-        lock.write_text(lock_text(composed))
-        monkeypatch.setenv("CNN_TUNING_PRICE_PER_HOUR", told)
-        assert load_locked(Config, lock).tracking.price_per_hour == counts
-        assert load_locked(Recipe, lock) == select(Recipe, composed)
+    composed = compose([f"tracking.price_per_hour={configured}"], params=None)
+    monkeypatch.setenv("CNN_TUNING_PRICE_PER_HOUR", told)
+    again = compose([f"tracking.price_per_hour={configured}"], params=None)
+    assert lock_text(again) == lock_text(composed)  # no parameter: nothing runs again for it
+    lock.write_text(lock_text(composed))
+    assert load_locked(Config, lock).tracking.price_per_hour == counts
+    assert select(Config, composed).tracking.price_per_hour == counts
+    assert load_locked(Recipe, lock) == select(Recipe, composed)
+
+
+def test_a_price_that_is_none_is_told(monkeypatch):
+    monkeypatch.setenv("CNN_TUNING_PRICE_PER_HOUR", "much")
+    with pytest.raises(UserError, match="CNN_TUNING_PRICE_PER_HOUR: got 'much', must be US dollars per hour"):
+        select(Config, _base())
+
+
+@pytest.mark.parametrize(
+    "costly",
+    [
+        "search.budget.dollars=1",
+        "search={objectives: [{metric: cost/usd, direction: minimize}], pruner: {name: none}}",
+    ],
+)
+def test_a_search_for_money_needs_a_price_of_either_kind(monkeypatch, costly):
+    search = ["experiment=digits", "search=quick", costly]
+    assert "needs tracking.price_per_hour" in refusal(search, params=None)
+    assert compose([*search, "tracking.price_per_hour=1"], params=None)
+    monkeypatch.setenv("CNN_TUNING_PRICE_PER_HOUR", "0.42")
+    assert compose(search, params=None).tracking.price_per_hour == 0
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_a_precision_is_written_as_anyone_writes_it(tmp_path, bits):
+    params = tmp_path / "params.yaml"
+    params.write_text(f"experiment: digits\ntrainer: {{precision: {bits}}}\n")
+    assert compose(params=params).trainer.precision == str(bits)
+    given = [compose(["experiment=digits", f"trainer.precision={text}"]) for text in (bits, f"'{bits}'")]
+    assert given[0] == given[1]
+    assert lock_text(given[0]) == lock_text(given[1])

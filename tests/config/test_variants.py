@@ -3,6 +3,7 @@
 # ruff: noqa: E501
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,7 +12,18 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnn_tuning.config import arms, changes_of, compose, grid, lock_text, recipe_of, to_plain, validate
+from cnn_tuning.config import (
+    arms,
+    changes_of,
+    compose,
+    grid,
+    lock_text,
+    patch,
+    recipe_of,
+    side_by_side,
+    to_plain,
+    validate,
+)
 from cnn_tuning.config.schema import Config, QuestionConfig, SearchConfig
 from cnn_tuning.errors import UserError
 
@@ -114,6 +126,16 @@ MISTAKES = {
     "search.space={model.dropout: {kind: categorical, choices: [none, all]}}": "must be 'none', 'conv', 'dense' or 'both'",
     "search.space={optimizer.momentum: {kind: float, low: 0.1, high: 0.9}}": "unknown name",
     "search.space={model.dense_dropout: {kind: float, low: 0.1, high: 0.9, when: {model.dropout: both}}}": "no dimension before it",
+    "search.space={data.image.size: {kind: categorical, choices: [[8, 8], [16, 16]]}}": "search.space.data.image.size: data are prepared before anything is trained: they cannot vary",
+    "search.space={data.val_samples: {kind: int, low: 10, high: 20}}": "search.space.data.val_samples: data are prepared before",
+    "search.space={evaluation.confidence: {kind: float, low: 0.8, high: 0.9}}": "search.space.evaluation.confidence: cannot vary, only seed, augment, model",
+    "ablation.questions.mine={question: q, factors: {data.name: [digits, mnist]}}": "factors: data.name: data are prepared before",
+    "search={space: {trainer.batch_size: {kind: categorical, choices: [32, 64]}}, sampler: {name: cmaes}}": "search.sampler.name: 'cmaes' draws ranges without `when`, of which there is none; use 'tpe'",
+    "ablation.questions.mine={question: q, factors: {trainer.max_epochs: [2, 8], trainer.batch_size: [32, 128]}, equal: updates}": "mine.equal: got 'updates', must be 'epochs' where trainer.max_epochs is a factor",
+    "search.space={optimizer: {kind: categorical, choices: [sgd, adam]}, optimizer.momentum: {kind: float, low: 0.5, high: 0.9}}": "optimizer.momentum: unknown name; one of betas, epsilon, learning_rate, name, weight_decay (with optimizer=adam",
+    "search.space={optimizer: {kind: categorical, choices: [sgd, adam]}, optimizer.momentum: {kind: float, low: 0.5, high: 0.9, when: {optimizer: [sgd, adam]}}}": "(with optimizer=adam; `when` can leave that out)",
+    "search.space={optimizer.momentum: {kind: float, low: 0.5, high: 0.9}, optimizer: {kind: categorical, choices: [sgd, adam]}}": "(with optimizer=adam",
+    "search.space={model.dropout: {kind: categorical, choices: [none, both]}, optimizer: {kind: categorical, choices: [sgd, adam], when: {model.dropout: both}}, optimizer.momentum: {kind: float, low: 0.5, high: 0.9, when: {model.dropout: both}}}": "(with optimizer=adam",
 }  # fmt: skip
 
 
@@ -154,6 +176,34 @@ def test_a_whole_section_and_what_depends_on_it_can_be_searched(recipe):
         *({"optimizer": "sgd", "optimizer.momentum": pytest.approx(m)} for m in (0.5, 0.7, 0.9)),
     ]
     assert changes_of(config.search, points[0])["optimizer"]["name"] == "adam"
+
+
+@pytest.mark.parametrize(
+    "momentum",
+    [
+        "when: {optimizer: sgd}",
+        # Only where the optimizer is chosen, and only sgd is.
+        "when: {model.dropout: both}",
+    ],
+)
+def test_what_no_trial_can_combine_is_no_mistake(momentum):
+    optimizers = "[sgd, adam]" if "optimizer" in momentum else "[sgd], when: {model.dropout: both}"
+    space = (
+        "{model.dropout: {kind: categorical, choices: [none, both]}, "
+        f"optimizer: {{kind: categorical, choices: {optimizers}}}, "
+        f"optimizer.momentum: {{kind: float, low: 0.5, high: 0.9, {momentum}}}}}"
+    )
+    assert list(composed("experiment=digits", "search=none", f"search.space={space}").search.space)
+
+
+def test_workers_share_the_disk_of_a_stream(recipe):
+    streamed = patch(recipe, {"trainer.stream": "s3://bucket/set", "trainer.stream_cache_gb": 20.0})
+    assert side_by_side(streamed, 4).trainer.stream_cache_gb == 5.0
+    assert side_by_side(patch(streamed, {"trainer.threads": 2}), 4).trainer.stream_cache_gb == 5.0
+    assert side_by_side(streamed, 1) == streamed
+    assert side_by_side(recipe, 4).trainer == dataclasses.replace(
+        recipe.trainer, threads=side_by_side(recipe, 4).trainer.threads
+    )
 
 
 @given(data=st.data())

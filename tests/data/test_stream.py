@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import logging
+import os
 import shutil
 import threading
 
@@ -21,6 +22,7 @@ from training_recipes import SignalAt, recipe_with, same
 
 from cnn_tuning.cli import cli
 from cnn_tuning.config import patch
+from cnn_tuning.data import stream
 from cnn_tuning.data.batches import Share
 from cnn_tuning.data.packed import Meta, PackedData, digest_of
 from cnn_tuning.data.shards import place_of, read_index, write_shards
@@ -28,6 +30,7 @@ from cnn_tuning.data.stream import StreamedBatches, open_shards
 from cnn_tuning.diagnosis.evidence import gather
 from cnn_tuning.diagnosis.range_test import range_test
 from cnn_tuning.errors import UserError
+from cnn_tuning.training import follower
 from cnn_tuning.training.fit import fit
 from cnn_tuning.training.resume import Interrupted
 
@@ -302,6 +305,20 @@ def test_an_interrupted_writing_is_not_taken_for_whole_and_goes_on(numbered, tmp
     write_shards(numbered, str(tmp_path / "s"), 0.01)
     assert all(file.stat().st_ino == number for file, number in before.items())
     assert sorted(all_of(of(numbered, plain(str(tmp_path / "s"))))) == list(range(1000))
+
+
+def test_a_follower_that_leaves_at_once_takes_its_cache_along(tmp_path):
+    class Owner: ...
+
+    owner, child = Owner(), os.fork()
+    if child == 0:
+        try:
+            stream._own_folder(owner)
+            follower._leave(75)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
+    assert [file.name for file in (tmp_path / ".state/stream").iterdir()] == ["lock"]
 
 
 def test_a_fit_without_the_training_images_resumes_to_the_bit(s3, packed, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from curve_recordings import answers, check_remedy, judged, recording
@@ -61,6 +63,27 @@ def test_images_in_both_splits_are_told_by_position():
     finding = found("leakage", data)
     assert finding.status == "fired" and finding.evidence["images in both"] == 2
     assert finding.evidence["positions (train, val)"] == [[3, 7], [8, 7], [9, 12]]
+
+
+def test_no_leak_in_a_part_of_the_training_split_says_nothing_of_the_rest():
+    part = answers(np.diag([50, 50]), counts=[1000, 1000], compared=100)
+    finding = found("leakage", part)
+    assert finding.status == "not evaluated" and "100 of 2,000" in finding.explanation
+    assert found("leakage", replace(part, shared=np.array([[3, 7]]))).status == "fired"
+    assert found("leakage", replace(part, compared=2000)).status == "ok"
+
+
+def test_conflicts_in_a_part_of_the_training_split_count_as_a_share_of_it():
+    part = answers(np.diag([100] * 10), counts=[10_000] * 10, compared=1000, conflicting=40)
+    assert "40 of 1,000" in found("label_errors", part).explanation
+    assert found("label_errors", replace(part, compared=None)).status == "ok"
+
+
+@pytest.mark.parametrize("rule", ["low_recall", "confused_pairs"])
+def test_one_class_with_images_enough_says_nothing_of_the_others(rule):
+    finding = found(rule, answers(np.diag([10, 2, 2, 2, 2])))
+    assert finding.status == "not evaluated" and "1 of 5 classes" in finding.explanation
+    assert found(rule, answers(np.diag([10, 12, 14, 12, 2]))).status == "ok"
 
 
 @pytest.mark.parametrize(("images", "status"), [(12, "ok"), (1200, "fired")])

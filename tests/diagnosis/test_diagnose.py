@@ -5,22 +5,30 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import MagicMock
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from curve_recordings import recording as curve_recording
 from project import Project
 from training_recipes import recipe_with
 
 from cnn_tuning.config import DiagnosisConfig, RuleConfig, compose
 from cnn_tuning.diagnosis.judge import judge
-from cnn_tuning.diagnosis.recording import read_recording, write_recording
+from cnn_tuning.diagnosis.record import record_training
+from cnn_tuning.diagnosis.recording import Sweep, read_recording, write_recording
+from cnn_tuning.diagnosis.source import find
 from cnn_tuning.diagnosis.watch import Watch
 from cnn_tuning.errors import UserError
+from cnn_tuning.stages.diagnosing import _trained_on
+from cnn_tuning.tracking.run import Run
 from cnn_tuning.training.fit import fit
 
-SHIPPED = compose(["experiment=digits"], params=None).diagnosis
+CONFIG = compose(["experiment=digits"], params=None)
+SHIPPED, TRACKING = CONFIG.diagnosis, CONFIG.tracking
 ALWAYS = RuleConfig("stop", {"ratio": 1.0})
 
 
@@ -56,9 +64,33 @@ def test_a_recording_read_back_gives_the_same_findings(packed, tmp_path):
     assert without_times == again
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
+    assert kept.curves.data_digest == packed.meta.digest
     (tmp_path / "one/curves.npz").write_bytes(b"cut")
     with pytest.raises(UserError, match="train again"):
         read_recording(tmp_path / "one")
+
+
+@pytest.mark.parametrize("where", ["models/baseline", "elsewhere"])
+def test_the_range_test_of_a_training_is_kept_beside_its_times(tmp_path, where):
+    recipe, model = recipe_with([]), tmp_path / where
+    sheet = tmp_path / "results/training" if where.startswith("models") else model
+    sweep = Sweep(np.geomspace(1e-6, 1, 5, dtype=np.float32), np.ones(5, np.float32))
+    model.mkdir(parents=True)
+    sheet.mkdir(parents=True, exist_ok=True)
+    written = replace(curve_recording([2.3] * 30), sweep=sweep)
+    record_training(MagicMock(Run), model, sheet, recipe, written, [])
+    assert not (model / "recording/sweep.npz").exists()  # its bytes are the device's, too
+    back = find(str(model), TRACKING).recording.sweep
+    np.testing.assert_array_equal(back.learning_rate, sweep.learning_rate)
+
+
+def test_a_training_that_left_no_data_is_held_against_its_data_too(packed):
+    """As of one that diverged: curves alone are left."""
+    recording = curve_recording([2.3] * 30)
+    assert _trained_on(packed, recording)  # an older one, of which nothing is known
+    for digest, same in ((packed.meta.digest, True), ("0" * 32, False)):
+        known = replace(recording, curves=replace(recording.curves, data_digest=digest))
+        assert _trained_on(packed, known) is same
 
 
 def test_mistakes_in_rules_are_told_together(packed):
@@ -136,7 +168,7 @@ def test_what_cannot_be_diagnosed_or_cured_is_told_in_a_line(sick):
     (other / "val/labels.npy").unlink()
     np.save(other / "val/labels.npy", labels[::-1])
     for command, expected in (
-        (("cure", "scratch/models/baseline", "--data", "scratch/other"), "other labels"),
+        (("cure", "scratch/models/baseline", "--data", "scratch/other"), "is not what"),
         (("diagnose", "nothing"), "neither a model's folder nor a run"),
         (("diagnose", "a" * 32), "no run"),
         (("diagnose", "conf"), "no training of ours"),

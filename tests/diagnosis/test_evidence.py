@@ -60,6 +60,7 @@ def test_what_is_planted_is_found_and_the_rest_measured(altered, packed, recipe)
     assert data.repeated == before_planting.repeated + 2
     assert data.conflicting == before_planting.conflicting + 2
 
+    assert data.compared == len(altered.split("train"))
     val = altered.split("val")
     assert data.labels.tolist() == val.labels.tolist()
     assert data.counts.tolist() == np.bincount(altered.split("train").labels).tolist()

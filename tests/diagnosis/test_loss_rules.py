@@ -148,6 +148,23 @@ def test_a_gap_of_few_images_is_not_overfitting():
     assert judged("overfitting", recording(falling(), epochs=rows, data=many)).status == "fired"
 
 
+def test_a_gap_that_so_few_images_cannot_show_is_not_evaluated():
+    fewest = answers(np.diag([3] * 10), counts=[100] * 10)
+    wide, none = [*GOOD, (0.01, 1.0, 0.3, 28 / 30)], [*GOOD, (0.01, 1.0, 0.3, 1.0)]
+    finding = judged("overfitting", recording(falling(), epochs=wide, data=fewest))
+    assert finding.status == "not evaluated" and "30 images" in finding.explanation
+    assert judged("overfitting", recording(falling(), epochs=none, data=fewest)).status == "ok"
+    lost = [*GOOD, (0.01, 1.0, 3.0, 0.5)]
+    assert judged("overfitting", recording(falling(), epochs=lost, data=fewest)).status == "fired"
+
+
+@pytest.mark.parametrize(("images", "status"), [(144, "not evaluated"), (50_000, "fired"), (0, "ok")])
+def test_what_is_learnt_of_few_images_is_not_told_from_enough(images, status):
+    data = answers(np.diag([500] * 10), counts=[max(images, 100) // 10] * 10)
+    row = (0.3, 0.8611, 0.3, 0.86) if images else (0.3, 0.91, 0.3, 0.9)
+    assert judged("underfitting", recording(falling(), epochs=[row, row], data=data)).status == status
+
+
 def test_a_validation_loss_past_its_turn_is_overfitting():
     rows = [*GOOD, (0.01, 0.997, 0.09, 0.991), (0.004, 0.999, 0.1, 0.991)]
     finding = judged("overfitting", recording(falling(), epochs=rows, data=VAL, planned=400))
@@ -248,6 +265,15 @@ def test_a_steady_slow_fall_means_a_rate_too_low():
     assert finding.status == "fired" and finding.remedy == {"optimizer.learning_rate": 0.01}
     check_remedy(finding)
     assert judged("stalled", recording(creeping())).status == "ok"
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 5, 20])
+def test_a_healthy_training_that_is_not_over_has_no_rate_too_low(epochs):
+    """Twenty epochs of 30 steps whose loss falls exponentially: of each part, as it is judged while it trains."""
+    noise = np.random.default_rng(0).lognormal(0, 0.03, 600)
+    loss = 4.9 * (0.02 + 0.98 * np.exp(-np.arange(600) / 100)) * noise
+    finding = judged("learning_rate_too_low", recording(loss[: 30 * epochs], planned=600))
+    assert finding.status == ("not evaluated" if epochs < 4 else "ok")
 
 
 def test_a_loss_at_rest_does_not_mean_a_rate_too_low():

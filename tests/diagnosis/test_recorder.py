@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import backbones
 import numpy as np
 import pytest
 import torch
@@ -87,6 +88,24 @@ def test_a_resumed_recording_equals_an_uninterrupted_one(packed, recipe, tmp_pat
         write_part(one, getattr(whole, name)())
         write_part(two, getattr(rest, name)())
         assert one.read_bytes() == two.read_bytes()
+
+
+def test_the_first_step_of_stages_that_are_freed_is_sampled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = backbones.pictures(tmp_path / "colours", train=48, val=24)
+    recipe = backbones.pretrained_recipe(tmp_path, "trainer.batch_size=4", "trainer.max_epochs=3")
+    recipe = patch(recipe, {"trainer.finetune": {"trainable": "gradual"}, "augment.flip": True})
+    whole, cut, rest = Recorder(), Recorder(), Recorder()
+    fit(recipe, data, state_folder=tmp_path / "whole", callbacks=[whole])
+    tensors = whole.tensors()
+    assert tensors.step.tolist() == [*range(1, 11), 13, 15, 22, 25, 33]
+    freed = [name.startswith("trunk.layer4") for name in tensors.layers]
+    seen = ~np.isnan(tensors.gradient_rms[:, freed]).any(axis=1)
+    assert tensors.step[seen][0] == 13
+    with pytest.raises(Interrupted):
+        fit(recipe, data, state_folder=tmp_path / "cut", callbacks=[cut, SignalAt(12)])
+    fit(recipe, data, state_folder=tmp_path / "cut", callbacks=[rest])
+    assert rest.tensors().step.tolist() == tensors.step.tolist()
 
 
 def test_steps_before_the_recording_began_are_not_taken_for_broken_ones(packed, recipe, tmp_path):

@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import Callback
 from training_recipes import SignalAt, recipe_with, same
 
 from cnn_tuning.diagnosis.recording import Times, read_part, write_part
-from cnn_tuning.diagnosis.stopwatch import PHASES, Stopwatch
+from cnn_tuning.diagnosis.stopwatch import PHASES, Stopwatch, _system
 from cnn_tuning.diagnosis.trace import Tracer
 from cnn_tuning.machine import usable_cores
 from cnn_tuning.training.fit import fit
@@ -145,6 +145,24 @@ def test_a_fit_that_starts_anew_is_timed_anew(packed, tmp_path):
     times = stopwatch.times()
     assert len(times.step) == -(-times.samples // 32)
     assert sum(getattr(times, phase) for phase in PHASES) == pytest.approx(times.total)
+
+
+def test_of_several_gpus_it_is_the_one_that_trains():
+    """Names are the machine's numbers, in CUDA's order: CUDA_VISIBLE_DEVICES=3,1."""
+    used = {f"system/gpu_{n}_utilization_percentage": 10.0 * n for n in (3, 1)}
+    held = {f"system/gpu_{n}_memory_usage_megabytes": float(n) for n in (3, 1)}
+    for device, number in ((0, 3), (1, 1)):
+        columns = _system([(5.0, {**used, **held})], 0.0, 10.0, device)
+        assert (columns["gpu"][0], columns["gpu_memory"][0]) == (10 * number, 1e6 * number)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_the_memory_of_an_earlier_training_is_not_this_ones(packed, tmp_path):
+    recipe, before = recipe_with(["trainer.max_epochs=1", "trainer.accelerator=gpu"]), 1 << 30
+    del (large := [torch.empty(before, dtype=torch.uint8, device="cuda")])[0]
+    stopwatch = Stopwatch()
+    fit(recipe, packed, state_folder=tmp_path, callbacks=[stopwatch])
+    assert not large and 0 < stopwatch.times().gpu_memory_peak < before
 
 
 def test_samples_of_the_system_are_those_of_its_time():

@@ -8,11 +8,21 @@ import pytest
 from cnn_tuning.tracking.gate import Gate, write_predictions
 from cnn_tuning.tracking.run import Run
 
-CANDIDATES, IMAGES = 8, 500
+NAME, CANDIDATES, IMAGES = "eight-at-once", 8, 500
+
+
+@pytest.fixture(params=["sqlite", "server"])
+def store(request, store_db):
+    """Return a store's URI and its database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{store_db}", store_db
+    server = request.getfixturevalue("mlflow_server")
+    return server.uri, server.folder / "mlflow.db"
 
 
 @pytest.mark.slow
-def test_one_champion(tracking, tmp_path, store_db, tiny_model, rows):
+def test_one_champion(store, tracking, tmp_path, tiny_model, rows):
+    uri, database = store
     barrier, gate = threading.Barrier(CANDIDATES), Gate(0.05, 0.0)
 
     def register(number):
@@ -20,12 +30,12 @@ def test_one_champion(tracking, tmp_path, store_db, tiny_model, rows):
         wrong = 10 * (number + 1)  # candidate 0 is the best, and each is significantly worse than the one before
         write_predictions(predictions, "split", ((i, i % 10, (i + (i < wrong)) % 10, 0.9) for i in range(IMAGES)))
         # Each spool folder has a deliverer process of its own, and that one registers.
-        config = tracking(spool=str(tmp_path / f"spool-{number}"), wait_s=120.0)
+        config = tracking(uri=uri, spool=str(tmp_path / f"spool-{number}"), wait_s=120.0)
         barrier.wait()
         with Run.start(config, name=f"candidate-{number}", kind="evaluate", params={}) as run:
             run.register(
                 tiny_model,
-                name="m",
+                name=NAME,
                 alias="champion",
                 predictions=predictions,
                 gate=gate,
@@ -38,17 +48,18 @@ def test_one_champion(tracking, tmp_path, store_db, tiny_model, rows):
     assert [delivery.state for delivery in deliveries] == ["delivered"] * CANDIDATES, deliveries
     registered = [delivery.registered for delivery in deliveries]
     assert sorted(int(r["version"]) for r in registered) == list(range(1, CANDIDATES + 1))
-    ((champion,),) = rows(store_db, "select version from registered_model_aliases where alias = 'champion'")
+    ((champion,),) = rows(database, "select version from registered_model_aliases where name = ?", NAME)
     # In whatever order they came: the best one beats whoever was there before it, and nobody beats it.
     assert int(registered[0]["version"]) == champion
     assert registered[0]["promoted"]
-    tags = dict(rows(store_db, "select version, value from model_version_tags where key = 'gate'"))
+    sql = "select version, value from model_version_tags where key = 'gate' and name = ?"
+    tags = dict(rows(database, sql, NAME))
     assert {int(r["version"]): r["reason"] for r in registered} == tags
     assert sum("first champion" in r["reason"] for r in registered) == 1
 
     import mlflow
     import pandas as pd
 
-    mlflow.set_tracking_uri(f"sqlite:///{store_db}")
-    loaded = mlflow.pyfunc.load_model("models:/m@champion")
+    mlflow.set_tracking_uri(uri)
+    loaded = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
     assert loaded.predict(pd.DataFrame({"image": ["x", "y"]}))["label"].tolist() == ["seven", "seven"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import time
 
 import pytest
+from pytorch_lightning.callbacks import Callback
 from training_recipes import SHORT, SignalAt, same
 
 from cnn_tuning.config import patch
@@ -25,3 +27,19 @@ def test_14_resumed_equals_uninterrupted(packed, recipe, tmp_path, step, ema):
     assert resumed.resumed_from == step
     assert resumed.history == whole.history
     assert same(resumed.network, whole.network)
+
+
+class Slow(Callback):
+    """Takes its time before the first step of a process."""
+
+    def on_train_start(self, *_):
+        time.sleep(1.0)
+
+
+def test_14_the_time_of_a_resumed_fit_is_of_all_its_processes(packed, recipe, tmp_path):
+    short = patch(recipe, SHORT)
+    with pytest.raises(Interrupted):
+        fit(short, packed, state_folder=tmp_path, callbacks=[Slow(), SignalAt(30)])
+    resumed = fit(short, packed, state_folder=tmp_path, callbacks=[Slow()])
+    assert resumed.seconds["fit"] > 2.0
+    assert resumed.seconds["fit"] > resumed.seconds["train"]

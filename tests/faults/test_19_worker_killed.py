@@ -6,6 +6,8 @@ import psutil
 import pytest
 from searching import Sweep, beside, running, search_with, states, status, tags, worker_of, workers
 
+from cnn_tuning.tracking.deliver import sync
+
 pytestmark = pytest.mark.slow
 
 
@@ -46,12 +48,14 @@ def test_19_its_trial_is_tried_again(tmp_path, digits_data):
     assert again.intermediate_values.items() >= killed[0].intermediate_values.items()
     assert "retries" not in other.user_attrs
     first, second, _ = sweep.runs()
-    assert (status(first), status(second)) == (None, "FINISHED")  # the deliverer ends the first
+    assert (status(first), status(second)) == ("KILLED", "FINISHED")
+    assert tags(first)["trial.state"] == "lost"
+    assert tags(first)["trial.reason"] == "its worker was ended by SIGKILL: tried again (1 of 2)"
     assert tags(first)["trial.number"] == tags(second)["trial.number"] == "0"
     assert not workers()
 
 
-def test_19_but_not_for_ever(tmp_path, digits_data, capfd):
+def test_19_but_not_for_ever(tmp_path, digits_data, capfd, store_db, rows):
     search = search_with(budget={"trials": 2}, retries=1)
     sweep = Sweep(tmp_path, digits_data, search, ("trainer.max_epochs=6",))
     kill, killed = kill_worker(sweep, 2)
@@ -61,6 +65,15 @@ def test_19_but_not_for_ever(tmp_path, digits_data, capfd):
     failed, other = sweep.trials()
     assert states([failed, other]) == ["FAIL", "COMPLETE"]
     assert failed.user_attrs["reason"] == "its worker was ended by SIGKILL, at each of 2 tries"
+    first, last = [run for run in sweep.runs() if tags(run)["trial.number"] == "0"]
+    assert (status(first), tags(first)["trial.state"]) == ("KILLED", "lost")
+    assert (status(last), tags(last)["trial.state"]) == ("FAILED", "failed")
+    assert tags(last)["trial.reason"] == last[-1]["error"] == failed.user_attrs["reason"]
+    measured = {k: v for event in last if event["event"] == "metrics" for k, v in event["values"].items()}
+    assert measured["time/seconds"] > 0
+    sync(sweep.spool, f"sqlite:///{store_db}")
+    seen = "select status, t.value from runs join tags t using (run_uuid) where t.key = 'trial.reason' order by 1"
+    assert rows(store_db, seen)[0] == ("FAILED", failed.user_attrs["reason"])
     told = capfd.readouterr().err
     assert "trial 0: its worker was ended by SIGKILL: tried again (1 of 1)" in told
     assert "trial 0 failed (its worker was ended by SIGKILL, at each of 2 tries)" in told

@@ -7,7 +7,7 @@ import signal
 import psutil
 import pytest
 from filelock import FileLock, Timeout
-from searching import Sweep, beside, running, search_with, states, worker_of, workers
+from searching import Sweep, beside, running, search_with, states, status, tags, worker_of, workers
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,11 @@ def test_20_it_is_replaced(tmp_path, digits_data, capfd):
     assert again.user_attrs["retries"] == 1
     assert again.user_attrs["worker"] != trial.user_attrs["worker"]
     assert not process.is_running()
-    assert "trial 0: its worker gave no sign of life for 4 s: tried again (1 of 2)" in capfd.readouterr().err
+    why = "its worker gave no sign of life for 4 s: tried again (1 of 2)"
+    assert f"trial 0: {why}" in capfd.readouterr().err
+    stopped = sweep.runs()[0]
+    assert status(stopped) == "KILLED"
+    assert (tags(stopped)["trial.state"], tags(stopped)["trial.reason"]) == ("lost", why)
 
 
 def test_20_it_held_the_journal(tmp_path, digits_data):

@@ -106,12 +106,19 @@ def test_drop_lists_each_by_path_with_its_reason_and_goes_on(raw, tmp_path):
     assert len(PackedData.open(tmp_path / "out").split("train")) == sum(meta.counts["train"])
 
 
-def test_fail_lists_them_all_in_one_error(raw, tmp_path):
+def test_fail_is_one_error_and_a_list_of_them_all(raw, tmp_path):
+    for number in range(60):  # more than a terminal is told
+        (raw / "good" / f"bad {number}.png").write_bytes(b"")
+    (tmp_path / "results").mkdir()
+    refused = tmp_path / "results/rejected.csv"
     with pytest.raises(UserError) as caught:
-        prepare(config(bad_images="fail"), raw, tmp_path / "out", seed=0)
+        prepare(config(bad_images="fail"), raw, tmp_path / "out", seed=0, refused=refused)
     text = str(caught.value)
-    assert f"{len(bad_files())} bad images" in text and "data.bad_images" in text
-    assert all(f"odd/{name}: " in text for name in bad_files())
+    assert f"{60 + len(bad_files())} bad images" in text and "data.bad_images" in text
+    assert f"and {10 + len(bad_files())} more" in text
+    assert text.endswith(f"{refused} has the whole list")
+    listed = [row["path"] for row in csv.DictReader(refused.open(newline=""))]
+    assert set(listed) == {f"odd/{name}" for name in bad_files()} | {f"good/bad {n}.png" for n in range(60)}
     assert not (tmp_path / "out").exists()
 
 

@@ -21,10 +21,13 @@ config = TrackingConfig(name="t", experiment="tests", uri=uri, spool=spool, wait
 params = {"data.source": f"https://user:{canary}@host/x", "hf_token": canary, "list": [f"password={canary}"],
           "nested": [{"api_key": canary}], "seed": 1}
 Path("notes.yaml").write_text(f"hub_token: {canary}\\nseed: 1\\n")
+Path("page.html").write_text(f"<p>hub_token: {canary}</p><img src='data:image/png;base64,aGk='>" + 1_100_000 * " ")
+Path("table.csv").write_text(f"path\\ns3://key:{canary}@bucket/x\\n")
 with Run.start(config, name=f"run {canary}", kind="train", params=params, tags={"why": f"token: {canary}"}) as run:
     run.set_tags({"DB_PASSWORD": canary})
     run.log_dataset(name="d", digest="x" * 36, source=f"s3://key:{canary}@bucket/x", split="train")
-    run.log_artifact(Path("notes.yaml"))
+    for name in ("notes.yaml", "page.html", "table.csv"):
+        run.log_artifact(Path(name))
     run.finish()
 with Run.start(config, name="fails", kind="train", params={}) as run:
     raise SystemExit(f"cannot open https://user:{canary}@host/x")
@@ -53,7 +56,8 @@ def test_no_output_holds_the_canary(server, environment, tmp_path, store_db, tra
     ours = b"\n".join(line for line in done.stderr.splitlines() if not line.startswith(b"cannot open"))
     assert CANARY.encode() not in ours + done.stdout
     written = _bytes_of(tmp_path)
-    assert CANARY.encode() in written.pop(tmp_path / "notes.yaml")  # the user's own file
+    for name in ("notes.yaml", "page.html", "table.csv"):
+        assert CANARY.encode() in written.pop(tmp_path / name)  # the user's own file
     assert set(written) - before, "nothing was written"
     assert [path for path, content in written.items() if CANARY.encode() in content] == []
     if server == "reachable":

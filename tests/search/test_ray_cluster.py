@@ -32,8 +32,8 @@ from cnn_tuning.tracking.deliver import sync
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
-hosts = {"host-a": "10.9.0.1", "host-b": "10.9.0.2", "host-c": "10.9.0.3", "host-d": "10.9.0.4"}
-HEAD, LOST, BARE, SECOND = hosts
+hosts = {f"host-{letter}": f"10.9.0.{number}" for number, letter in enumerate("abcde", start=1)}
+HEAD, LOST, BARE, SECOND, GPU = hosts
 SETUP = " && ".join(
     [
         "hostname host-a",
@@ -106,9 +106,10 @@ class World:
                 "overrides": sweep.overrides}  # fmt: skip
         return self.start(sys.executable, searching.__file__, json.dumps(spec), stdout=subprocess.PIPE)
 
-    def host(self, name: str, cpus: int, *, hides: Path | None = None) -> subprocess.Popen[str]:
+    def host(self, name: str, cpus: int, *, gpus: int = 0, hides: Path | None = None) -> subprocess.Popen[str]:
         """Start Ray on a host; one other than the first has processes of its own, and dies as a whole."""
         own = ["start", f"--node-ip-address={hosts[name]}", f"--num-cpus={cpus}", "--object-store-memory=80000000"]
+        own += [f"--num-gpus={gpus}"]
         first = 20000 + 100 * list(hosts).index(name)
         own += [f"--{port}-port={first + number}" for number, port in enumerate(PORTS)]
         if name == HEAD:
@@ -254,6 +255,29 @@ def test_a_training_is_spread_over_two_hosts(head, tmp_path, digits_data):
     assert f"{tmp_path / 'out/models/baseline'}: epoch" in printed
     assert (tmp_path / "out/models/baseline/history.csv").read_text().count("\n") == 3
     assert [start["kind"] for start in _starts(tmp_path / "spool")] == ["train"]
+
+
+def test_two_workers_share_a_gpu_and_poor_trials_are_given_up(head, tmp_path, digits_data):
+    host = head.host(GPU, cpus=1, gpus=1)
+    rates = {"optimizer.learning_rate": {"kind": "categorical", "choices": [0.01, 0.02, 1e-7, 1e-8]}}
+    ray = {"num_cpus": 0.5, "num_gpus": 0.5, "address": f"{hosts[HEAD]}:6379"}
+    given = {"space": rates, "sampler": {"name": "grid"}, "pruner": {"name": "median", "startup_trials": 1}}
+    search = search_with(executor="ray", ray=ray, workers=2, **given)
+    sweep = Sweep(tmp_path, digits_data, search, ("trainer.max_epochs=30", "trainer.accelerator=cpu"))
+    process = head.search(sweep)
+
+    def at_once():
+        return {t.user_attrs["worker"] for t in sweep.trials() if t.state.name == "RUNNING"}
+
+    _wait_for(lambda: len(at_once()) == 2, process)
+    assert all(worker.startswith(f"{GPU}/") for worker in at_once())
+    workers = [p for p in head.processes() if "cnn_tuning.search.worker" in p.cmdline()]
+    assert [p.environ()["CUDA_VISIBLE_DEVICES"] for p in workers] == ["0", "0"]
+    printed = process.communicate(timeout=400)[0]
+    host.kill()
+    assert process.returncode == 0, printed
+    assert "1 GPUs; a worker takes 0.5 CPUs and 0.5 GPUs" in printed
+    assert states(sweep.trials()) == ["COMPLETE", "COMPLETE", "PRUNED", "PRUNED"]
 
 
 def test_a_host_that_does_not_see_the_data_ends_the_search_with_a_line(head, tmp_path, digits_data):

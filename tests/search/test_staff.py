@@ -16,12 +16,12 @@ from cnn_tuning.search.worker import Spec
 def hire(tmp_path, monkeypatch):
     """Return a function that runs a script instead of the worker, so many times side by side."""
 
-    def hire(script, size=1):
+    def hire(script, size=1, devices=1):
         monkeypatch.setattr(staff, "COMMAND", ["/bin/sh", "-c", script])
         tracking = TrackingConfig(name="t", experiment="t")
         spec = Spec(
             search_with(),
-            recipe_with([]),
+            recipe_with([f"trainer.devices={devices}"]),
             DiagnosisConfig("none"),
             tracking,
             "study",
@@ -58,10 +58,19 @@ def test_the_specification_reaches_it(hire, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("size", "shown", "given"),
-    [(3, "0,2", ["0", "2", "0"]), (1, "0,2", ["0,2"]), (2, "1", ["1", "1"]), (2, "", ["", ""])],
+    ("size", "devices", "shown", "given"),
+    [
+        (3, 1, "0,2", ["0", "2", "0"]),
+        (1, 1, "0,2", ["0,2"]),
+        (2, 1, "1", ["1", "1"]),
+        (2, 1, "", ["", ""]),
+        (3, 2, "0,1,2,3,4", ["0,1", "2,3", "0,1"]),
+        (2, 2, "4,5", ["4,5", "4,5"]),
+        (2, 3, "0,1", ["0,1", "0,1"]),
+        (2, "auto", "0,1", ["0", "1"]),
+    ],
 )
-def test_workers_side_by_side_have_a_gpu_each(hire, monkeypatch, size, shown, given):
+def test_workers_side_by_side_have_gpus_of_their_own(hire, monkeypatch, size, devices, shown, given):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
-    workers = hire("cat > /dev/null; echo $CUDA_VISIBLE_DEVICES", size)
+    workers = hire("cat > /dev/null; echo $CUDA_VISIBLE_DEVICES", size, devices)
     assert [w.log.read_text().strip() for w in sorted(workers, key=lambda w: w.place)] == given

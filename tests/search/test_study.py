@@ -116,7 +116,11 @@ def test_a_trial_whose_workers_die_is_tried_again_so_many_times(tmp_path, storag
         became.append(
             view(tmp_path, storage=storage, retries=2).take_away(0, worker.me, "its worker died", counts=True)
         )
-    assert became[:2] == ["its worker died: tried again (1 of 2)", "its worker died: tried again (2 of 2)"]
+    assert became == [
+        ("lost", "its worker died: tried again (1 of 2)"),
+        ("lost", "its worker died: tried again (2 of 2)"),
+        ("failed", "its worker died, at each of 3 tries"),
+    ]
     failed = worker.study.trials[0]
     assert (failed.state.name, failed.user_attrs["reason"]) == ("FAIL", "its worker died, at each of 3 tries")
 
@@ -153,9 +157,9 @@ def test_of_a_smaller_budget_no_more_is_run(tmp_path):
 
 
 def test_a_changed_question_is_another_study_and_a_larger_budget_is_not():
-    def name(recipe=RECIPE, data="d", code="c", **changes):
+    def name(recipe=RECIPE, data="d", code="c", price=0.0, **changes):
         search = search_with(**changes)
-        return study_name(search, question_of(search, recipe, data, code))
+        return study_name(search, question_of(search, recipe, data, code, price))
 
     free = [
         {"budget": {"trials": 99, "minutes": 3.0}},
@@ -165,6 +169,10 @@ def test_a_changed_question_is_another_study_and_a_larger_budget_is_not():
         {"refit_seeds": 3, "importance": "fanova"},
     ]
     assert {name(**changes) for changes in free} == {name()}
+    assert name(price=0.5) == name()
+    # Where dollars decide which trial is best, those at another price are no part of the study.
+    cheapest = {"objectives": [{"metric": "cost/usd", "direction": "minimize"}]}
+    assert name(price=0.5, **cheapest) != name(price=0.4, **cheapest)
     # The epochs of the refit are no matter of the search where its settings say how many a trial has.
     settings = {"trainer.max_epochs": 1}
     longer = recipe_with(["trainer.max_epochs=9"])

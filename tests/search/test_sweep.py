@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pytorch_lightning.callbacks import Callback
 from searching import Sweep, beside, curve, running, search_with, states, status, tags
 
+from cnn_tuning.config import DiagnosisConfig, patch
 from cnn_tuning.errors import UserError
 from cnn_tuning.search import staff
 from cnn_tuning.search import sweep as sweeping
+from cnn_tuning.search.trial import Spent, run_trial
+from cnn_tuning.tracking.run import Run
+from cnn_tuning.training.fit import fit
 
 PRUNED = {"pruner": {"name": "median", "startup_trials": 1}, "budget": {"trials": 5}}
 
@@ -58,6 +64,37 @@ def test_every_trial_is_a_run_of_the_search(sweep):
         assert "findings" in tags(run)
 
 
+def test_the_batch_that_memory_sufficed_for_is_kept_with_the_trial(
+    packed, recipe, tmp_path, tracking, monkeypatch
+):
+    class Full(Callback):
+        def on_train_batch_start(self, trainer, module, batch, *_):
+            if len(batch[1]) > 128:
+                raise MemoryError("no memory")
+
+    def with_little_memory(*given, callbacks, **more):
+        return fit(*given, callbacks=[*callbacks, Full()], **more)
+
+    monkeypatch.setattr("cnn_tuning.search.trial.fit", with_little_memory)
+    halving = {"trainer.on_out_of_memory": "halve_batch", "trainer.batch_size": 256, "trainer.max_epochs": 1}
+    spent = Spent()
+    with Run.start(tracking(), name="trial 0", kind="trial", params={}) as tracked:
+        run_trial(
+            search_with(),
+            patch(recipe, halving),
+            packed,
+            tmp_path,
+            name="trial 0",
+            spent=spent,
+            report=lambda value, step: False,
+            tracked=tracked,
+            pass_on=lambda: None,
+            diagnosis=DiagnosisConfig("none"),
+            price_per_hour=0.0,
+        )
+    assert spent.attrs()["smaller_batch"] == 128
+
+
 def test_a_finished_search_starts_no_worker(sweep, monkeypatch):
     monkeypatch.setattr(staff, "COMMAND", ["/nonexistent"])
     assert states(sweep.run().trials) == states(sweep.trials())
@@ -89,6 +126,17 @@ def test_no_trial_is_begun_when_the_time_is_spent(tmp_path, digits_data, capsys)
     spent = Sweep(tmp_path, digits_data, search_with(budget={"trials": 3, "minutes": 1e-6}))
     assert states(spent.run().trials) == ["WAITING"] * 3
     assert "its budget of 1e-06 minutes is spent; a larger one goes on from here" in capsys.readouterr().err
+
+
+def test_no_trial_is_begun_when_the_money_is_spent(tmp_path, digits_data, capsys):
+    first = Sweep(tmp_path, digits_data, search_with(budget={"trials": 3, "dollars": 1e-6}), price_per_hour=3600.0)
+    assert states(first.run().trials) == ["WAITING"] * 3
+    assert "its budget of 1e-06 US dollars is spent; a larger one goes on from here" in capsys.readouterr().err
+    # What was spent before counts, at the price of now.
+    first.study().set_user_attr(f"{sweeping.SPENT}of another search on this study", 4 * 3600.0)
+    later = replace(first.with_search(budget={"trials": 3, "dollars": 2.0}), price_per_hour=0.5)
+    assert states(later.run().trials) == ["WAITING"] * 3
+    assert "its budget of 2 US dollars is spent" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -126,12 +174,6 @@ def test_a_changed_question_is_told_and_begun_anew(tmp_path, digits_data, capsys
     told = capsys.readouterr().err
     assert "not continuing test-" in told
     assert "(0 of 3 trials done): changed optimizer.learning_rate (0.01 → 0.02), search.seeds (1 → 2)" in told
-
-
-def test_a_sampler_that_the_space_is_not_for_is_told_before_the_first_trial(tmp_path, digits_data):
-    choices = {"trainer.batch_size": {"kind": "categorical", "choices": [32, 64]}}
-    with pytest.raises(UserError, match="'cmaes' draws ranges without `when`, of which there is none"):
-        Sweep(tmp_path, digits_data, search_with(space=choices, sampler={"name": "cmaes"})).run()
 
 
 @pytest.mark.slow

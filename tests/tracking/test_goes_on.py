@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import platform
+import shutil
 import time
 
 import pytest
@@ -102,6 +105,48 @@ def test_it_is_one_run_in_a_store_that_gets_all_of_it_later(tracking, tmp_path, 
 def test_other_work_is_another_run(tracking, changes):
     config = tracking()
     assert interrupted(config) != again(config, **changes)
+
+
+def written(spool, key):
+    lines = (spool / f"{key}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def cut_off_on_another_host(config, spool):
+    """Leave what is found of a run of 100 s whose host vanished: its last event, and no end."""
+    key = interrupted(config)
+    deliver(spool)
+    start, *events = written(spool, key)[:-2]
+    start["at"] = events[0]["at"] = events[-1]["at"] - 100_000
+    whole = [start | {"host": "elsewhere"}, *events]
+    (spool / f"{key}.jsonl").write_text("".join(json.dumps(event) + "\n" for event in whole))
+    return key
+
+
+def test_the_time_on_a_host_that_vanished_counts_at_that_hosts_price(tracking, tmp_path):
+    config, spool = tracking(price_per_hour=3600.0), tmp_path / "spool"
+    key = cut_off_on_another_host(config, spool)
+    assert again(tracking(price_per_hour=36000.0)) == key
+    ended = written(spool, key)[-2]["values"]
+    assert 100 < ended["time/seconds"] < 110
+    assert ended["cost/usd"] == pytest.approx(100 + 10 * (ended["time/seconds"] - 100))
+
+
+def test_a_pause_between_costs_nothing_also_where_the_run_then_dies(tracking, tmp_path, store_db, rows):
+    config, spool = tracking(price_per_hour=3600.0), tmp_path / "spool"
+    key = cut_off_on_another_host(config, spool)
+    events = written(spool, key)
+    resumed = {"event": "resume", "at": events[-1]["at"] + 10**9, "price_per_hour": 36000.0, "pid": 1}
+    last = {"event": "metrics", "at": resumed["at"] + 5_000, "step": 9, "values": {"val/loss": 0.5}}
+    for event in (resumed | {"created": 0.0, "host": platform.node()}, last):
+        with (spool / f"{key}.jsonl").open("a") as file:
+            file.write(json.dumps(event, separators=(",", ":")) + "\n")
+    (spool / f"{key}.delivery.json").unlink()
+    other = tmp_path / "other.db"
+    shutil.copy(store_db, other)
+    sync(spool, f"sqlite:///{other}")
+    sql = "select key, value from latest_metrics where key in ('time/seconds', 'cost/usd')"
+    assert dict(rows(other, sql)) == {"time/seconds": 105.0, "cost/usd": 150.0}
 
 
 def test_a_run_that_had_ended_well_stays_as_it_is(tracking):

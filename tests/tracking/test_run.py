@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cnn_tuning.errors import UserError
+from cnn_tuning.errors import CutOff, UserError
 from cnn_tuning.tracking.deliver import sync
 from cnn_tuning.tracking.run import Run
 
@@ -35,7 +35,7 @@ def _metrics(rows, store_db, name):
     return dict(rows(store_db, sql, name))
 
 
-def test_everything_that_was_logged_is_in_the_store(tracking, store_db, tmp_path, rows):
+def test_everything_that_was_logged_is_in_the_store(tracking, store_db, tmp_path, rows, capfd):
     figure = tmp_path / "figure.png"
     figure.write_bytes(b"png")
     (tmp_path / "folder").mkdir()
@@ -55,7 +55,10 @@ def test_everything_that_was_logged_is_in_the_store(tracking, store_db, tmp_path
         figure.write_bytes(b"changed later")
         time.sleep(5)  # long enough for the system to be sampled
     assert run.delivery.state == "delivered"
-    assert "1 events refused" in run.delivery.message
+    (refused,) = run.delivery.rejected
+    assert "bad name #!" in refused
+    assert f"which refused 1 event: {refused}" in run.delivery.message
+    assert refused in capfd.readouterr().err
 
     tags, metrics = _tags(rows, store_db, "all"), _metrics(rows, store_db, "all")
     assert tags["cnn_tuning.kind"] == "train"
@@ -81,7 +84,13 @@ def test_everything_that_was_logged_is_in_the_store(tracking, store_db, tmp_path
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(KeyboardInterrupt(), "KILLED"), (SystemExit(143), "KILLED"), (ValueError("bad"), "FAILED")],
+    [
+        (KeyboardInterrupt(), "KILLED"),
+        (SystemExit(143), "KILLED"),
+        (CutOff("rank 1 is gone"), "KILLED"),
+        (UserError("no such model"), "FAILED"),
+        (ValueError("bad"), "FAILED"),
+    ],
 )
 def test_an_exception_ends_the_run_as_it_went(tracking, store_db, tmp_path, rows, error, status):
     with pytest.raises(type(error)), Run.start(tracking(wait_s=30.0), name="ends", kind="train", params={}):

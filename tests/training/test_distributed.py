@@ -26,7 +26,7 @@ from cnn_tuning.config import patch
 from cnn_tuning.data.batches import Batches, Share
 from cnn_tuning.data.packed import PackedSplit
 from cnn_tuning.data.shards import write_shards
-from cnn_tuning.errors import UserError
+from cnn_tuning.errors import CutOff, UserError
 from cnn_tuning.training.fit import fit
 from cnn_tuning.training.resume import Interrupted
 
@@ -63,6 +63,17 @@ class At(Callback):
         if trainer.global_step == self.step:
             for process in followers():
                 self.act(process)
+
+
+class FullAt(Callback):
+    """Runs out of memory after a number of steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            raise MemoryError("no memory")
 
 
 def followers() -> list[psutil.Process]:
@@ -210,7 +221,7 @@ def test_two_processes_go_on_as_if_never_stopped(packed, recipe, tmp_path, sourc
 def test_a_killed_process_is_named_and_no_other_stays(packed, recipe, tmp_path):
     three = patch(recipe, PLAIN | {"trainer.devices": 3, "trainer.max_epochs": 50})
     kill = At(5, lambda process: process.kill() if process == followers()[0] else None)
-    with pytest.raises(UserError, match=r"^rank [12] was ended by SIGKILL .*goes on from the last checkpoint$"):
+    with pytest.raises(CutOff, match=r"^rank [12] was ended by SIGKILL .*goes on from the last checkpoint$"):
         fit(three, packed, state_folder=tmp_path, callbacks=[kill])
     assert not followers()
 
@@ -269,18 +280,20 @@ def leading(packed, tmp_path, start):
 
 
 LEAD = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 from cnn_tuning.config import patch
 from cnn_tuning.data.packed import PackedData
 from cnn_tuning.errors import UserError
 from cnn_tuning.training.fit import fit
-from test_distributed import PLAIN
+from test_distributed import PLAIN, FullAt
 from training_recipes import recipe_with
 
-recipe = patch(recipe_with([]), PLAIN | {"trainer.num_nodes": 2})
+changes = json.loads(os.environ.get("CHANGES", "{}"))
+recipe = patch(recipe_with([]), PLAIN | {"trainer.num_nodes": 2} | changes)
+data, full = PackedData.open(Path(sys.argv[1])), [FullAt(3)] if "FULL" in os.environ else []
 try:
-    fitted = fit(recipe, PackedData.open(Path(sys.argv[1])), state_folder=Path(sys.argv[2]))
+    fitted = fit(recipe, data, state_folder=Path(sys.argv[2]), callbacks=full)
 except UserError as error:
     sys.exit(f"error: {error}")
 print(json.dumps(fitted.history))
@@ -317,18 +330,63 @@ def test_another_machine_with_other_data_is_told_on_both(packed, tmp_path, leadi
 
 
 @pytest.mark.slow
+def test_another_machine_with_other_shards_is_told_on_both(packed, tmp_path, leading, start, monkeypatch):
+    for folder, size in (("here", 0.02), ("there", 0.01)):
+        write_shards(packed, str(tmp_path / folder / "shards"), size)
+    monkeypatch.chdir(tmp_path / "here")
+    process, port = leading(CHANGES='{"trainer.stream": "shards"}')
+    monkeypatch.chdir(tmp_path / "there")
+    joined = joining(start, packed.path, port)
+    said = joined.communicate(timeout=300)[1], process.communicate(timeout=60)[1]
+    assert (joined.returncode, process.returncode) == (1, 1)
+    for text in said:
+        assert "the index of trainer.stream of rank 1 differs from that of rank 0" in text.splitlines()[-1]
+
+
+def test_what_one_process_trains_is_refused_under_another_launcher(packed, recipe, tmp_path, monkeypatch):
+    import backbones
+
+    head = backbones.recipe_of(trainer__finetune={"trainable": "head"}, trainer__devices=2)
+    colours = backbones.pictures(tmp_path / "colours", train=48, val=24)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(UserError, match=r"started 2 processes, but .* is 1: make them"):
+            fit(recipe, packed, state_folder=tmp_path / "state")
+        with pytest.raises(UserError, match="is trained by one process: start it without a launcher"):
+            fit(head, colours, state_folder=tmp_path / "state")
+
+
+FOLLOW = (
+    "import sys; from pathlib import Path; import torch.distributed as dist; dist.init_process_group('gloo');"
+    "from cnn_tuning.training.follower import follow; from cnn_tuning.training.ranks import outer_ranks;"
+    "from cnn_tuning.data.packed import PackedData; follow(outer_ranks(), PackedData.open(Path(sys.argv[1])));"
+    "dist.destroy_process_group()"
+)
+
+
+def following(start, data: Path, port: int) -> subprocess.Popen[str]:
+    place = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return start(sys.executable, "-c", FOLLOW, data, **place)
+
+
+@pytest.mark.slow
+def test_too_little_memory_under_another_launcher_ends_all(packed, leading, start):
+    halve = '{"trainer.on_out_of_memory": "halve_batch"}'
+    process, port = leading(RANK="0", WORLD_SIZE="2", CHANGES=halve, FULL="1")
+    other = following(start, packed.path, port)
+    said = process.communicate(timeout=300)[1]
+    assert process.returncode == 1
+    assert said.splitlines()[-1].startswith("error: out of memory at batch size 63 (no memory): lower"), said
+    assert other.wait(60) != 0
+
+
+@pytest.mark.slow
 def test_processes_of_another_launcher_are_taken(packed, tmp_path, leading, start):
     import json
 
     process, port = leading(RANK="0", WORLD_SIZE="2")
-    follow = (
-        "import sys; from pathlib import Path; import torch.distributed as dist; dist.init_process_group('gloo');"
-        "from cnn_tuning.training.follower import follow; from cnn_tuning.training.ranks import outer_ranks;"
-        "from cnn_tuning.data.packed import PackedData; follow(outer_ranks(), PackedData.open(Path(sys.argv[1])));"
-        "dist.destroy_process_group()"
-    )
-    place = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    other = start(sys.executable, "-c", follow, packed.path, **place)
+    other = following(start, packed.path, port)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert other.wait(60) == 0, other.stderr.read()

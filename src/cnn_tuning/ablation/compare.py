@@ -38,10 +38,11 @@ from cnn_tuning.statistics import (
 class Result:
     """One training of an arm with a seed; `right`: whether each validation image was answered rightly.
 
-    `gap`: training less validation accuracy after the last epoch. Not of the best one: it was chosen for its
-    validation accuracy, so that its gap is smaller than what the recipe leads to. Of a training that failed,
-    `right` is None, the figures are NaN and `failure` says why. `findings`: the rules of the diagnosis that fired.
-    `made_on`: device and precision, such as `cpu fp32`.
+    All figures are of the best epoch, but `last_val_accuracy` and `gap` of the last: training less validation
+    accuracy. The best epoch was chosen for its validation accuracy, so that its gap is smaller than what the
+    recipe leads to. Of a training that failed, `right` is None, the figures are NaN and `failure` says why.
+    `findings`: the rules of the diagnosis that fired. `made_on`: device and precision, such as `cpu fp32`.
+    `smaller_batch`: the batch size that it was trained with, where memory did not suffice for its own (else 0).
     """
 
     arm: str
@@ -58,6 +59,8 @@ class Result:
     findings: tuple[str, ...] = ()
     gap: float = float("nan")
     made_on: str = ""
+    last_val_accuracy: float = float("nan")
+    smaller_batch: int = 0
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,8 @@ def write_outcome(
     pairs = question.compare == "pairs"
     comparisons = compare(results, reference=reference, pairs=pairs, confidence=confidence)
     arms = [summarise(arm, own) for arm, own in by_arm(results).items()]
-    verdicts = sentences(results, comparisons)
+    in_parts = "trainer.sequential_parts" in {**question.factors, **question.settings}
+    verdicts = sentences(results, comparisons, in_parts=in_parts)
     write_tables(folder, results, arms, comparisons)
     (folder / "verdicts.txt").write_text("".join(f"{said.text}\n" for said in verdicts), encoding="utf-8")
     page = Section(
@@ -100,7 +101,10 @@ def write_outcome(
 
 def _note(comparisons: Sequence[Comparison], confidence: float) -> str:
     """Say what the figures of the comparisons hold together with."""
-    images = "p values of McNemar's test are corrected for their number. Bold: chance is ruled out."
+    images = (
+        "Accuracy is of the best epochs, the gap of the last. p values of McNemar's test are corrected for their "
+        "number. Bold: chance is ruled out."
+    )
     given = [d for c in comparisons for d in (c.accuracy, c.gap) if d.interval]
     if not given:
         return f"Without a spread over seeds there is no interval. {images}"

@@ -62,8 +62,8 @@ def _arms(
     note = f"dots: seeds; diamond: mean; bar: {level} t interval of the mean" if several else ""
     found: Pictures = []
     for name, figure, title in (
-        ("arms.png", "val_accuracy", "Validation accuracy, %"),
-        ("gap.png", "gap", "Train-validation gap, points"),
+        ("arms.png", "val_accuracy", "Validation accuracy of the best epoch, %"),
+        ("gap.png", "gap", "Train-validation gap after the last epoch, points"),
     ):
         rows = []
         for arm in arms:

@@ -50,4 +50,4 @@ def settle(
         if missing(jobs, data, kept) == left:
             time.sleep(LOOK_S)  # another ablation is at the rest
     tracked.log_metrics({"arms/computed": remaining, "arms/known": len(jobs) - remaining})
-    return results_of(jobs, data, kept, tracking.price_per_hour)
+    return results_of(jobs, data, kept, tracking.price_per_hour, diagnosis)

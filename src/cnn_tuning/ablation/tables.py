@@ -23,13 +23,17 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class Arm:
-    """An arm over the seeds that finished; figures are means, NaN where there is none."""
+    """An arm over the seeds that finished; figures are means, NaN where there is none.
+
+    They are of the best epochs, but `last_val_accuracy` and the gap of the last ones.
+    """
 
     arm: str
     seeds: int
     failed: int
     val_accuracy: float
     val_accuracy_std: float
+    last_val_accuracy: float
     gap: float
     gap_std: float
     train_accuracy: float
@@ -58,8 +62,8 @@ def write_tables(
     folder: Path, results: Sequence[Result], arms: Sequence[Arm], comparisons: Sequence[Comparison]
 ) -> None:
     """Write `runs.csv`, `arms.csv` and `comparisons.csv`; what is unknown stays empty."""
-    runs = ["arm", "seed", "val_accuracy", "train_accuracy", "gap", "val_loss", "seconds", "usd", "epochs",
-            "updates", "failure"]  # fmt: skip
+    runs = ["arm", "seed", "val_accuracy", "train_accuracy", "val_loss", "last_val_accuracy", "gap", "seconds",
+            "usd", "epochs", "updates", "failure"]  # fmt: skip
     rows = ([*(getattr(r, name) for name in runs), " ".join(r.findings)] for r in results)
     _write(folder / "runs.csv", [*runs, "findings"], rows)
     columns = [field.name for field in fields(Arm)]
@@ -109,13 +113,15 @@ def _write(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> No
 def arms_table(arms: Sequence[Arm], reference: str) -> Table:
     """Return the table of arms that a page shows."""
     paid = any(arm.usd > 0 for arm in arms)
-    head = ["arm", "seeds", "val accuracy, %", "gap, points", "val loss", "time", *(["cost, $"] if paid else []),
+    head = ["arm", "seeds", "val accuracy (best epoch), %", "val accuracy (last epoch), %",
+            "gap (last epoch), points", "val loss (best epoch)", "time", *(["cost, $"] if paid else []),
             "epochs", "updates", *(["findings"] if any(arm.findings for arm in arms) else [])]  # fmt: skip
     rows = []
     for a in arms:
         texts = [
             f"{a.seeds} of {a.seeds + a.failed}" if a.failed else str(a.seeds),
             spread(a.val_accuracy, a.val_accuracy_std),
+            spread(a.last_val_accuracy, math.nan),
             spread(a.gap, a.gap_std),
             _known(a.val_loss, f"{a.val_loss:.4f}"),
             _known(a.seconds, f"{a.seconds:,.0f} s" if a.seconds >= 10 else f"{a.seconds:.1f} s"),

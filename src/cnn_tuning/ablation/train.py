@@ -34,8 +34,10 @@ from cnn_tuning.config import (
 )
 from cnn_tuning.data.packed import PackedData
 from cnn_tuning.diagnosis.findings import rules_fired
-from cnn_tuning.diagnosis.recording import Recording
+from cnn_tuning.diagnosis.judge import judge
+from cnn_tuning.diagnosis.recording import Recording, read_recording, write_recording, write_sheet
 from cnn_tuning.diagnosis.watch import Watch
+from cnn_tuning.errors import UserError
 from cnn_tuning.reports.training import judge_and_record
 from cnn_tuning.tracking.run import Run
 from cnn_tuning.training.fit import Diverged, Fitted, OutOfMemory, fit
@@ -43,6 +45,7 @@ from cnn_tuning.training.resume import State
 
 RESULT = "result.json"
 RIGHT = "right.npy"
+RECORDING = "recording"
 UNFINISHED = "unfinished"
 
 
@@ -102,9 +105,11 @@ def train_jobs(
             continue  # another process is at it
 
 
-def results_of(jobs: Sequence[Job], data: PackedData, folder: Path, price_per_hour: float) -> list[Result]:
-    """Return the results of jobs that are all trained."""
-    return [_read(job, _kept(job, data, folder), price_per_hour) for job in jobs]
+def results_of(
+    jobs: Sequence[Job], data: PackedData, folder: Path, price_per_hour: float, diagnosis: DiagnosisConfig
+) -> list[Result]:
+    """Return the results of jobs that are all trained, with what the rules find in them as they are set now."""
+    return [_read(job, _kept(job, data, folder), price_per_hour, diagnosis) for job in jobs]
 
 
 def missing(jobs: Sequence[Job], data: PackedData, folder: Path) -> int:
@@ -157,11 +162,13 @@ def _train(
                 recording = watch.broken_off(tracked.system_samples())
                 found = judge_and_record(tracked, kept, job.recipe, recording, diagnosis, job.name)
                 facts["findings"] = rules_fired(found)
+                _keep(recording, kept / RECORDING)
                 raise
             recording = watch.conclude(fitted, data, tracked.system_samples())
             found = judge_and_record(tracked, kept, fitted.recipe, recording, diagnosis, job.name)
             facts["findings"] = rules_fired(found)
-            facts |= {**_facts(fitted), "run": tracked.key}
+            _keep(recording, kept / RECORDING)
+            facts |= {**_facts(fitted, job.recipe), "run": tracked.key}
             right = right_answers(recording)
             tracked.log_metrics({"val/gap": facts["gap"]})
             tracked.log_metrics({"best/val_accuracy": right.mean(), "val/images": len(right)})
@@ -177,10 +184,11 @@ def _train(
     print(f"{job.name}: {outcome}", file=sys.stderr)
 
 
-def _facts(fitted: Fitted) -> dict[str, Any]:
-    last = fitted.history[-1]
+def _facts(fitted: Fitted, asked: Recipe) -> dict[str, Any]:
+    last, batch_size = fitted.history[-1], fitted.recipe.trainer.batch_size
     return {
         "train_accuracy": fitted.best["train/accuracy"],
+        "last_val_accuracy": last["val/accuracy"],
         "gap": last["train/accuracy"] - last["val/accuracy"],
         "val_loss": fitted.best["val/loss"],
         "epochs": len(fitted.history),
@@ -189,6 +197,7 @@ def _facts(fitted: Fitted) -> dict[str, Any]:
         "device": fitted.device,
         "precision": fitted.precision,
         "threads": fitted.threads,
+        "smaller_batch": batch_size if batch_size != asked.trainer.batch_size else 0,
     }
 
 
@@ -206,7 +215,21 @@ def _write(kept: Path, facts: Mapping[str, Any], right: NDArray[np.bool_] | None
     partial.replace(kept / RESULT)
 
 
-def _read(job: Job, kept: Path, price_per_hour: float) -> Result:
+def _keep(recording: Recording, folder: Path) -> None:
+    write_recording(recording, folder)
+    write_sheet(recording, folder)
+
+
+def _findings(kept: Path, then: Sequence[str], diagnosis: DiagnosisConfig) -> list[str]:
+    """Return the rules that fire; what fired `then` where no recording is kept, or one of another version."""
+    try:
+        recording = read_recording(kept / RECORDING, kept / RECORDING)
+    except UserError:
+        return list(then)
+    return rules_fired(judge(recording, diagnosis))
+
+
+def _read(job: Job, kept: Path, price_per_hour: float, diagnosis: DiagnosisConfig) -> Result:
     facts = json.loads((kept / RESULT).read_text())
     right = None if facts.get("failure") else np.load(kept / RIGHT)
     return Result(
@@ -221,7 +244,9 @@ def _read(job: Job, kept: Path, price_per_hour: float) -> Result:
         epochs=facts.get("epochs", 0),
         updates=facts.get("updates", 0),
         failure=facts.get("failure", ""),
-        findings=tuple(facts.get("findings", ())),
+        findings=tuple(_findings(kept, facts.get("findings", ()), diagnosis)),
         gap=facts.get("gap", float("nan")),
         made_on=" ".join(str(facts[name]) for name in ("device", "precision") if name in facts),
+        last_val_accuracy=facts.get("last_val_accuracy", float("nan")),
+        smaller_batch=facts.get("smaller_batch", 0),
     )

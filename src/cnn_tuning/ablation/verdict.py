@@ -6,6 +6,7 @@ show it for these networks?). An effect is stated as found only where its interv
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,11 +27,16 @@ class Sentence:
     kind: Literal["clear", "open", "failed"]
 
 
-def sentences(results: Sequence[Result], comparisons: Sequence[Comparison]) -> list[Sentence]:
-    """Return what is to be said of arms that failed, of devices that differ, then of each comparison."""
+def sentences(
+    results: Sequence[Result], comparisons: Sequence[Comparison], *, in_parts: bool = False
+) -> list[Sentence]:
+    """Return what is to be said of arms that failed, of arms that are not alike, then of each comparison.
+
+    `in_parts`: arms learn the data part by part (`trainer.sequential_parts`).
+    """
     lost = {arm for arm, own in by_arm(results).items() if all(r.right is None for r in own)}
     found = [Sentence(text, "failed") for text in failures(results)]
-    found += [Sentence(text, "open") for text in mixed(results)]
+    found += [Sentence(text, "open") for text in [*mixed(results), *halved(results), *chosen(results, in_parts)]]
     met = [c for c in comparisons if not {c.arm, c.reference} & lost]
     found += [Sentence(verdict(c), "clear" if c.accuracy.is_clear or c.gap.is_clear else "open") for c in met]
     return found if met else [*found, Sentence("There is nothing to compare.", "failed")]
@@ -59,6 +65,33 @@ def mixed(results: Sequence[Result]) -> list[str]:
         return []
     made = ", ".join(f"{count} on {place}" for place, count in counts.most_common())
     return [f"The trainings were made on different devices ({made}): a difference between arms may come of that."]
+
+
+def halved(results: Sequence[Result]) -> list[str]:
+    """Return a sentence for each arm of which a training had a smaller batch than the arm's."""
+    found = []
+    for arm, own in by_arm(results).items():
+        sizes = Counter(r.smaller_batch for r in own if r.smaller_batch)
+        if sizes:
+            made = ", ".join(f"{size} ({count} of {len(own)} trainings)" for size, count in sizes.items())
+            found.append(f"{arm} was trained with batch size {made}: memory did not suffice for its own.")
+    return found
+
+
+def chosen(results: Sequence[Result], in_parts: bool) -> list[str]:
+    """Return a sentence where judging each training by its best epoch favours some arms."""
+    done = {arm: own for arm, all_ in by_arm(results).items() if (own := [r for r in all_ if r.right is not None])}
+    epochs = {r.epochs for own in done.values() for r in own}
+    why = ["the best of more epochs is better by chance alone"] if len(epochs) > 1 else []
+    why += ["what was forgotten after it does not show"] if in_parts and done else []
+    if not why:
+        return []
+    last = {arm: sum(r.last_val_accuracy for r in own) / len(own) for arm, own in done.items()}
+    known = ", ".join(f"{arm} {100 * value:.2f} %" for arm, value in last.items() if not math.isnan(value))
+    return [
+        "Accuracy is of each training's best epoch, chosen by the images that judge it: "
+        f"{', and '.join(why)}.{f' After the last epoch: {known}.' if known else ''}"
+    ]
 
 
 def verdict(comparison: Comparison) -> str:

@@ -82,7 +82,8 @@ def run(attempt: Attempt, command: tuple[str, ...], **times: float) -> None:
         report=attempt.report,
         saves=(attempt.archive, attempt.push),
         metadata=attempt.metadata,
-        environment={} if attempt.price_per_hour is None else {PRICE: f"{attempt.price_per_hour:g}"},
+        # 0: not known here, and filled in by who fetches the runs; never that of the machine that sent the code.
+        environment={PRICE: f"{attempt.price_per_hour or 0:g}"},
     )
     code = attempt.conclude(ended)
     for stream in (sys.stdout, sys.stderr):

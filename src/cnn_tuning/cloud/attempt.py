@@ -149,8 +149,7 @@ class Attempt:
         early = ended.reason != "ended"
         if early:
             print(f"{ended.reason}: the pipeline stopped within {ended.seconds:.1f} s", flush=True)
-        if early or ended.code:
-            self._save_all(SAVING_S if early else UNHURRIED_S)
+        self._save_all(SAVING_S if early else UNHURRIED_S)
         _try(self.report)
         if not early:
             return ended.code if ended.code >= 0 else 128 - ended.code

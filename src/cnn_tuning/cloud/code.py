@@ -28,6 +28,8 @@ def snapshot(folder: Path, instead: Mapping[str, str] | None = None) -> Snapshot
     `instead`: other texts that files of `folder` are to have in it.
     """
     head = _git(folder, "rev-parse", "HEAD")
+    if _git(folder, "rev-parse", "--is-shallow-repository") == "true":
+        raise UserError("this is a shallow clone, which a host cannot fetch: `git fetch --unshallow`")
     with tempfile.TemporaryDirectory() as scratch:
         index = {"GIT_INDEX_FILE": f"{scratch}/index"}
         _git(folder, "read-tree", "HEAD", env=index)

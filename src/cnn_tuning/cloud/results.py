@@ -111,11 +111,13 @@ def _priced(line: bytes, record: Record) -> bytes:
         event: dict[str, Any] = json.loads(line)
         host = _host_at(record, float(event["at"]))
         if event["event"] == "start":
-            # One that knew its price (or shared it with others) keeps it.
+            # What a host tells is its own price, or the share of one of its workers: never a configured one.
             price = event["price_per_hour"] or host.per_hour
             about = {"cnn_tuning.host": f"{host.type} {host.market}", "cnn_tuning.host_run": record.run,
                      "cnn_tuning.price_per_hour": f"{price:.4f}"}  # fmt: skip
             event |= {"price_per_hour": price, "tags": {**event["tags"], **about}}
+        elif event["event"] == "resume":
+            event["price_per_hour"] = event.get("price_per_hour") or host.per_hour
         elif event["event"] == "metrics" and event["values"].get("cost/usd") == 0:
             usd = event["values"]["time/seconds"] / 3600 * host.per_hour
             event["values"] = {**event["values"], "cost/usd": usd}

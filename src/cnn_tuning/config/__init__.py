@@ -58,6 +58,7 @@ from cnn_tuning.config.schema import (
     TrainerConfig,
     WeightsConfig,
     WeightsSourceConfig,
+    architectures,
 )
 from cnn_tuning.config.serving import ContainerConfig, EndpointConfig, ServingConfig
 from cnn_tuning.config.variants import (
@@ -68,6 +69,7 @@ from cnn_tuning.config.variants import (
     grid,
     label_of,
     levels_of,
+    needs_price,
     recipe_of,
     side_by_side,
 )
@@ -127,6 +129,7 @@ __all__ = [
     "WeightsConfig",
     "WeightsSourceConfig",
     "applies",
+    "architectures",
     "arms",
     "changes_of",
     "compose",
@@ -137,6 +140,7 @@ __all__ = [
     "levels_of",
     "load_locked",
     "lock_text",
+    "needs_price",
     "patch",
     "recipe_of",
     "sections_of",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import json
@@ -35,6 +36,30 @@ def validated(
         return None
 
 
+def mended(kind: type, tree: Mapping[str, Any], sound: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tree with its wrong values as they are in `sound`, so that the rest of it can be checked."""
+    mended = copy.deepcopy(dict(tree))
+    try:
+        _adapter(cast(Any, kind)).validate_json(json.dumps(tree), strict=True)
+    except ValidationError as error:
+        for path in (_locate(detail, tree)[0] for detail in error.errors()):
+            if path:
+                _put_back(path, mended, sound)
+    return mended
+
+
+def _put_back(path: Sequence[str], tree: dict[str, Any], sound: Mapping[str, Any]) -> None:
+    """Give the value at the path its value in `sound`, or take it out where that has none; a list is one value."""
+    key, rest = path[0], path[1:]
+    if rest and isinstance(tree.get(key), dict):
+        inner = sound.get(key)
+        _put_back(rest, tree[key], inner if isinstance(inner, Mapping) else {})
+        return
+    tree.pop(key, None)
+    if key in sound:
+        tree[key] = sound[key]
+
+
 def check_backbone(recipe: Recipe) -> list[str]:
     """Return what is wrong between a network and how it is to be trained."""
     model = recipe.model
@@ -56,11 +81,12 @@ def _describe(detail: Any, tree: Mapping[str, Any], places: Mapping[str, str]) -
         return f"{place}: {dotted}: a value is required"
     if detail["type"] == "unexpected_keyword_argument":
         return f"{place}: {dotted}: unknown name"
-    message = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    message = re.sub(r"^\w+ should ", "must ", detail["msg"]).replace("must be a valid ", "must be ")
     expected = detail["ctx"]["expected"] if detail["type"] == "literal_error" else ""
-    close = difflib.get_close_matches(str(node), [w.strip("' ") for w in re.split(r",| or ", expected)], n=1)
+    words = [word.strip("' ") for word in re.split(r",| or ", expected) if word]
+    close = difflib.get_close_matches(str(node), words, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{place}: {dotted}: got {node!r}, must be {message}{hint}"
+    return f"{place}: {dotted}: got {node!r}, {message}{hint}"
 
 
 def _locate(detail: Any, tree: Mapping[str, Any]) -> tuple[list[str], Any]:
@@ -92,5 +118,6 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 def report(problems: Sequence[str]) -> UserError:
     """Return one error that lists every mistake."""
-    count = f"{len(problems)} mistakes" if len(problems) > 1 else "1 mistake"
-    return UserError(f"configuration has {count}:\n" + "\n".join(f"  {p}" for p in dict.fromkeys(problems)))
+    told = list(dict.fromkeys(problems))
+    count = f"{len(told)} mistakes" if len(told) > 1 else "1 mistake"
+    return UserError(f"configuration has {count}:\n" + "\n".join(f"  {p}" for p in told))

@@ -7,14 +7,15 @@ read and what `dvc.yaml` lists are one. The only user of Hydra: its Compose API 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnn_tuning.config.check import Section, check_backbone, report, validated
+from cnn_tuning.config.check import Section, check_backbone, mended, report, validated
 from cnn_tuning.config.patching import to_plain
 from cnn_tuning.config.schema import Config
 from cnn_tuning.config.values import (
@@ -31,7 +32,7 @@ from cnn_tuning.config.values import (
     split,
     with_defaults,
 )
-from cnn_tuning.config.variants import check_variants, with_derived
+from cnn_tuning.config.variants import check_variants, needs_price, with_derived
 from cnn_tuning.errors import UserError, redact
 
 LOCK = Path("params.lock.yaml")
@@ -68,11 +69,7 @@ def validate(kind: type[Section], tree: Mapping[str, Any]) -> Section:
 
 
 def load_locked(kind: type[Section], path: Path = LOCK) -> Section:
-    """Read from `params.lock.yaml` the sections that the dataclass `kind` declares.
-
-    A price that is not configured is that of the rented host (`PRICE`): it is no parameter, so nothing runs again
-    for it.
-    """
+    """Read from `params.lock.yaml` the sections that the dataclass `kind` declares, at this host's own price."""
     import yaml
 
     if not path.exists():
@@ -85,17 +82,33 @@ def load_locked(kind: type[Section], path: Path = LOCK) -> Section:
         tree = None
     if not isinstance(tree, dict):
         raise UserError(f"{path} is damaged: run `dvc repro -f configure`")
-    section = validate(kind, {k: v for k, v in tree.items() if k in sections_of(kind)})
-    tracking, price = getattr(section, "tracking", None), os.environ.get(PRICE)
-    if tracking is None or tracking.price_per_hour or not price:
-        return section
-    priced = dataclasses.replace(tracking, price_per_hour=float(price))
-    return dataclasses.replace(section, tracking=priced)  # type: ignore[type-var]
+    return _priced(validate(kind, {k: v for k, v in tree.items() if k in sections_of(kind)}))
 
 
 def select(kind: type[Section], config: Config) -> Section:
-    """Return the sections of a whole configuration that the dataclass `kind` declares."""
-    return kind(**{name: getattr(config, name) for name in sections_of(kind)})
+    """Return the sections of a whole configuration that `kind` declares, at this host's own price."""
+    return _priced(kind(**{name: getattr(config, name) for name in sections_of(kind)}))
+
+
+def _priced(section: Section) -> Section:
+    """Return the sections with the price of the rented host (`PRICE`) in place of a configured one.
+
+    `params.yaml` comes with the code from a machine that costs something else. The host's price is no parameter:
+    nothing runs again for it.
+    """
+    tracking, price = getattr(section, "tracking", None), _own_price()
+    if tracking is None or price is None:
+        return section
+    priced = dataclasses.replace(tracking, price_per_hour=price)
+    return dataclasses.replace(section, tracking=priced)  # type: ignore[type-var]
+
+
+def _own_price() -> float | None:
+    told = os.environ.get(PRICE)
+    try:
+        return float(told) if told else None
+    except ValueError:
+        raise UserError(f"{PRICE}: got {told!r}, must be US dollars per hour, such as 0.526") from None
 
 
 def compose(overrides: Sequence[str] = (), *, params: Path | None = PARAMS, conf: Path = CONF) -> Config:
@@ -104,12 +117,23 @@ def compose(overrides: Sequence[str] = (), *, params: Path | None = PARAMS, conf
     Raises:
         UserError: names every mistake, each with its place and the nearest valid name.
     """
-    config, problems = _composed(Config, overrides, params, conf)
-    if config is not None:
-        problems += [*check_backbone(config), *check_variants(config)]
+    problems: list[str] = []
+    config, sound, unsure = _composed(Config, overrides, params, conf, problems)
+    if sound is not None:
+        problems += [] if unsure & {"model", "trainer"} else check_backbone(sound)
+        problems += [*check_variants(sound, unsure), *_check_price(sound)]
     if problems or config is None:
         raise report(problems)
     return with_derived(config)
+
+
+def _check_price(config: Config) -> Iterator[str]:
+    if config.tracking.price_per_hour or _own_price():
+        return
+    if config.search.budget.dollars is not None:
+        yield "search.budget.dollars: needs tracking.price_per_hour"
+    if needs_price(config.search):
+        yield "search.objectives: cost/usd needs tracking.price_per_hour; or use time/train_seconds"
 
 
 def compose_sections(kind: type[Section], overrides: Sequence[str] = ()) -> Section:
@@ -118,22 +142,24 @@ def compose_sections(kind: type[Section], overrides: Sequence[str] = ()) -> Sect
     Raises:
         UserError: names every mistake in these sections, and overrides of others.
     """
-    config, problems = _composed(kind, overrides, PARAMS, CONF)
+    problems: list[str] = []
+    config, _, _ = _composed(kind, overrides, PARAMS, CONF, problems)
     if problems or config is None:
         raise report(problems)
     return config
 
 
 def _composed(
-    kind: type[Section], overrides: Sequence[str], params: Path | None, conf: Path
-) -> tuple[Section | None, list[str]]:
-    """Return the sections of `kind`, None if they are wrong, and all mistakes."""
+    kind: type[Section], overrides: Sequence[str], params: Path | None, conf: Path, problems: list[str]
+) -> tuple[Section | None, Section | None, set[str]]:
+    """Return the sections of `kind`, None if they are wrong; the same with wrong values as they are in `conf/`;
+    and the groups whose choice is wrong: what they hold is not known.
+    """
     if not (conf / "config.yaml").is_file():
         raise UserError(f"no {conf}/config.yaml here: run this in the project's top folder")
     wanted, every = sections_of(kind), sections_of(Config)
     # Not asked for, but what is may be changed by the one and named after the other.
     behind = wanted | {"experiment", "data"}
-    problems: list[str] = []
     choices: dict[str, Choices] = {}
     values: list[Value] = []
     if params is not None:
@@ -141,13 +167,14 @@ def _composed(
     if wanted != every:
         values = [value for value in values if value.path[0] in wanted]
         choices = {group: choice for group, choice in choices.items() if group in behind}
-    for place, tree in read_overrides(overrides):
+    for place, tree in read_overrides(overrides, problems):
         if wanted != every and not set(tree) <= behind:
             problems.append(f"{place}: not among {', '.join(sorted(wanted))}, which this command reads")
         split((place, tree, {}), conf, choices, values)
-    tree = compose_groups(choices, conf, problems)
+    tree, unsure = compose_groups(choices, conf, problems)
     drop_unchosen(tree)
     with_defaults(Config, tree)
+    sound = copy.deepcopy(tree)
     places: dict[str, str] = {}
     for value in values:
         assign(tree, value, places, problems)
@@ -156,7 +183,12 @@ def _composed(
     resolved = resolve(tree, problems)
     name_options(resolved, conf, problems)
     own = resolved if wanted == every else {name: resolved[name] for name in wanted if name in resolved}
-    return validated(kind, own, problems, places), problems
+    config = validated(kind, own, problems, places)
+    if config is not None:
+        return config, config, unsure
+    rest = resolve(sound, [])
+    name_options(rest, conf, [])
+    return None, validated(kind, mended(kind, own, rest), [], {}), unsure
 
 
 def lock_text(config: Config) -> str:

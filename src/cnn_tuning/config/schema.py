@@ -6,22 +6,92 @@ neither ranges nor literals. Here all mistakes are found together.
 
 from __future__ import annotations
 
+import functools
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from cnn_tuning.config.host import HostConfig
 from cnn_tuning.config.serving import ServingConfig
 
-# Sections that say what is recorded and told, not what is computed: a change in them reruns no training.
+# Sections that say what is recorded and told, not what is computed: but for the price of an hour, a change in them
+# reruns no training.
 AMBIENT = frozenset({"diagnosis", "tracking"})
+
+
+@functools.cache
+def architectures() -> tuple[str, ...]:
+    """Return the names of the networks: the modules of `cnn_tuning.models` with a `build`. None is imported."""
+    room = Path(__file__).parents[1] / "models"
+    return tuple(sorted(p.stem for p in room.glob("*.py") if "\ndef build(" in p.read_text(encoding="utf-8")))
+
+
+def _known_architecture(name: str) -> str:
+    if name not in architectures():
+        raise PydanticKnownError("literal_error", {"expected": ", ".join(map(repr, architectures()))})
+    return name
+
+
+def _like(pattern: str, meant: str) -> AfterValidator:
+    """Return the check that a whole text has a form; `meant` is what a person reads where it has not."""
+
+    def check(text: str) -> str:
+        if re.fullmatch(pattern, text) is None:
+            raise PydanticCustomError("form", "Input should be {meant}", {"meant": meant})
+        return text
+
+    return AfterValidator(check)
+
+
+def _some(items: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not items:  # not `min_length`, by which pydantic counts only those without a mistake
+        raise PydanticCustomError("none", "Input should be one or more")
+    return items
+
+
+def _unlike(names: tuple[str, ...]) -> tuple[str, ...]:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise PydanticCustomError(
+            "twice", "Input should be all different: {name} is not", {"name": repr(twice[0])}
+        )
+    return names
+
+
+def _as_text(bits: Any) -> Any:
+    return str(bits) if type(bits) is int else bits
+
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_PLACES = r"(s3|https?|file|package):.+|wheel:[^=]+==.+"
+_FORMS = "s3://bucket/prefix/, https://host/path/, file:path/, wheel:name==version or package:import_name/path/"
+SourceUri = Annotated[str, _like(_PLACES, _FORMS)]
+WeightsUri = Annotated[str, _like(rf"{_PLACES}|hub:[^/]+/.+", f"{_FORMS}, or hub:owner/name")]
+# What MLflow takes, and the quote that would end our own query.
+StoreUri = Annotated[
+    str,
+    _like(
+        r"(https?|sqlite|postgresql|mysql|mssql|databricks)(\+\w+)?:.*",
+        "sqlite:///mlflow.db, http://HOST:PORT, postgresql://… or another that MLflow can use",
+    ),
+]
+ModelName = Annotated[str, _like(r"(?!\.$|\.\.)(?=.*\S)[^/:']+", "a name without / : and '")]
+Alias = Annotated[
+    str,
+    Field(max_length=255),
+    _like(
+        r"(?!(?i:latest|v\d+)$)[\w-]+",
+        "letters, digits, _ and -, and neither latest nor v1, v2 and so on, which MLflow has for versions",
+    ),
+]
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -51,7 +121,7 @@ class SourceConfig:
     """
 
     __pydantic_config__ = _STRICT
-    uri: str
+    uri: SourceUri
     suffix: str = ""
     members: dict[str, str] = field(default_factory=dict)
     convert: Literal["none", "gunzip", "csv_to_idx"] = "none"
@@ -96,9 +166,9 @@ class DataConfig:
     name: str
     format: Literal["idx", "cifar_binary", "cifar_python", "csv", "npz", "image_folder"]
     files: dict[str, FileConfig]
-    sources: tuple[SourceConfig, ...]
+    sources: Annotated[tuple[SourceConfig, ...], AfterValidator(_some)]
     image: ImageConfig
-    classes: tuple[str, ...] | None = None
+    classes: Annotated[tuple[str, ...], AfterValidator(_unlike)] | None = None
     csv: CsvConfig = CsvConfig()
     val_samples: Count | None = None
     val_fraction: Fraction = 0.1
@@ -132,7 +202,7 @@ class WeightsSourceConfig:
     """
 
     __pydantic_config__ = _STRICT
-    uri: str
+    uri: WeightsUri
     member: str | None = None
     sha256: Digest | None = None  # of a wheel
     region: str | None = None
@@ -167,7 +237,7 @@ class ModelConfig:
 
     __pydantic_config__ = _STRICT
     name: str
-    architecture: str
+    architecture: Annotated[str, AfterValidator(_known_architecture)]
     dropout: Literal["none", "conv", "dense", "both"]
     conv_dropout: Fraction
     dense_dropout: Fraction
@@ -316,7 +386,7 @@ class TrainerConfig:
     early_stopping: EarlyStoppingConfig | None = None
     train_eval_samples: Count | None = None
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    precision: Literal["auto", "32", "bf16", "16"] = "auto"
+    precision: Annotated[Literal["auto", "32", "bf16", "16"], BeforeValidator(_as_text)] = "auto"
     channels_last: bool = True
     compile: bool = False
     deterministic: bool = True
@@ -493,7 +563,7 @@ class SearchConfig:
     settings: dict[str, Any] = field(default_factory=dict)
     sampler: SamplerConfig = SamplerConfig()
     pruner: PrunerConfig = PrunerConfig()
-    objectives: Annotated[tuple[ObjectiveConfig, ...], Field(min_length=1)] = (
+    objectives: Annotated[tuple[ObjectiveConfig, ...], AfterValidator(_some)] = (
         ObjectiveConfig("val/accuracy", "maximize"),
     )
     importance: Literal["ped_anova", "fanova"] = "ped_anova"
@@ -554,8 +624,8 @@ class RegistryConfig:
 
     __pydantic_config__ = _STRICT
     name: str
-    model: str
-    alias: str = "champion"
+    model: ModelName
+    alias: Alias = "champion"
     significance: Annotated[float, Field(gt=0, lt=1)] = 0.05
     minimum_gain: Fraction = 0.0
     barred: str = ""
@@ -571,8 +641,8 @@ class TrackingConfig:
 
     __pydantic_config__ = _STRICT
     name: str
-    experiment: str
-    uri: str | None = None
+    experiment: Annotated[str, Field(min_length=1, max_length=500)]
+    uri: StoreUri | None = None
     on_unreachable: Literal["spool", "stop"] = "spool"
     spool: str = ".state/spool"
     wait_s: Positive = 60.0

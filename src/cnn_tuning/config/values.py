@@ -95,8 +95,8 @@ def _lines(node: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
             yield from _lines(value, path)
 
 
-def read_overrides(overrides: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Give each override of Hydra's grammar as (place, tree)."""
+def read_overrides(overrides: Sequence[str], problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Give each override of Hydra's grammar as (place, tree); those that are none are told."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -105,9 +105,11 @@ def read_overrides(overrides: Sequence[str]) -> Iterator[tuple[str, dict[str, An
         try:
             override = parser.parse_override(text)
         except HydraException:
-            raise UserError(f"{text!r} is not an override: write key=value, e.g. trainer.max_epochs=3") from None
+            problems.append(f"{text!r} is not an override: write key=value, e.g. trainer.max_epochs=3")
+            continue
         if override.is_delete() or override.is_sweep_override() or override.is_add():
-            raise UserError(f"{text!r}: only key=value is accepted here")
+            problems.append(f"{text!r}: only key=value is accepted here")
+            continue
         value = override.value()
         for key in reversed(override.key_or_group.replace("/", ".").split(".")):
             value = {key: value}
@@ -159,17 +161,22 @@ def _is_in(path: tuple[str, ...], patterns: Sequence[str]) -> bool:
     )
 
 
-def compose_groups(choices: Mapping[str, Choices], conf: Path, problems: list[str]) -> dict[str, Any]:
-    """Return what Hydra composes of `conf/` with these group choices; wrong ones are told."""
-    arguments = []
+def compose_groups(
+    choices: Mapping[str, Choices], conf: Path, problems: list[str]
+) -> tuple[dict[str, Any], set[str]]:
+    """Return what Hydra composes of `conf/` with these group choices, and the groups whose choice is wrong."""
+    arguments, unsure = [], set()
     for group, (chosen, place) in choices.items():
         wrong = list(_wrong_options(group, chosen, conf, place, problems))
         if len(chosen) > 1 and group not in SEVERAL:
             problems.append(f"{place}: {group}: got {len(chosen)} options, must be one")
-        elif not wrong:
+            unsure.add(group)
+        elif wrong:
+            unsure.add(group)
+        else:
             several = len(chosen) > 1 or group in SEVERAL
             arguments.append(f"{group}=[{','.join(chosen)}]" if several else f"{group}={chosen[0]}")
-    return _composed_by_hydra(conf, "config", arguments)
+    return _composed_by_hydra(conf, "config", arguments), unsure
 
 
 def _wrong_options(

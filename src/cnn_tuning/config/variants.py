@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import fields, replace
 from typing import Any
 
@@ -23,6 +23,8 @@ from cnn_tuning.machine import usable_cores
 
 Levels = Mapping[str, Any]
 EQUAL_UPDATES = ", equal updates"  # ends the label of an arm
+VARIED = tuple(field.name for field in fields(Recipe))
+OTHERS = {field.name for field in fields(Config)} - {*VARIED}
 
 
 def levels_of(values: Sequence[Any] | Mapping[str, Any]) -> Levels:
@@ -41,6 +43,8 @@ def arms(recipe: Recipe, question: QuestionConfig) -> dict[str, Recipe]:
     Raises:
         UserError: a name or a value is wrong, or `reference` is no arm.
     """
+    if question.equal != "epochs" and "trainer.max_epochs" in question.factors:
+        raise UserError(f"equal: got {question.equal!r}, must be 'epochs' where trainer.max_epochs is a factor")
     common = patch(recipe, question.settings, "settings")
     factors = {name: levels_of(values) for name, values in question.factors.items()}
     found: dict[str, Recipe] = {}
@@ -78,15 +82,18 @@ def _balanced(found: dict[str, Recipe], reference: str, equal: str) -> dict[str,
 
 
 def side_by_side(recipe: Recipe, workers: int) -> Recipe:
-    """Return the recipe with each worker's share of the cores, unless it names its threads.
+    """Return the recipe with each worker's share of a stream's disk, and of the cores unless it names its threads.
 
     Part of the recipe: results are equal to the bit only at an equal number of threads.
     """
-    if workers == 1 or recipe.trainer.threads is not None:
-        return recipe
-    devices = recipe.trainer.devices
-    processes = workers * (devices if isinstance(devices, int) else 1)
-    return patch(recipe, {"trainer.threads": max(1, usable_cores() // processes)})
+    trainer = recipe.trainer
+    changes: dict[str, float] = {}
+    if workers > 1 and trainer.threads is None:
+        processes = workers * (trainer.devices if isinstance(trainer.devices, int) else 1)
+        changes["trainer.threads"] = max(1, usable_cores() // processes)
+    if workers > 1 and trainer.stream is not None:
+        changes["trainer.stream_cache_gb"] = trainer.stream_cache_gb / workers
+    return patch(recipe, changes) if changes else recipe
 
 
 def applies(dimension: Dimension, chosen: Mapping[str, str]) -> bool:
@@ -132,22 +139,44 @@ def changes_of(search: SearchConfig, chosen: Mapping[str, Any]) -> dict[str, Any
     return changes
 
 
-def check_variants(config: Config) -> list[str]:
-    """Return the mistakes in the ablations and the search of a configuration, each with its place."""
+def check_variants(config: Config, unsure: Set[str] = frozenset()) -> list[str]:
+    """Return the mistakes in the ablations and the search of a configuration, each with its place.
+
+    `unsure`: sections of which it is not known yet what they are; what varies them is left out.
+    """
     recipe = recipe_of(config)
     problems: list[str] = []
     for name, question in config.ablation.questions.items():
+        if unsure & {"ablation", *_sections([*question.factors, *question.settings])}:
+            continue
+        told = [f"settings: {n}: {why}" for n, why in _fixed(question.settings)]
+        told += [f"factors: {n}: {why}" for n, why in _fixed(question.factors)]
         try:
-            arms(recipe, question)
+            if not told:
+                arms(recipe, question)
         except UserError as error:
-            problems += [f"ablation.questions.{name}.{line}" for line in _lines(error)]
-    problems += [f"search.{line}" for line in _search_problems(config.search, recipe)]
-    if not config.tracking.price_per_hour:
-        if config.search.budget.dollars is not None:
-            problems.append("search.budget.dollars: needs tracking.price_per_hour")
-        if any(objective.metric == "cost/usd" for objective in config.search.objectives):
-            problems.append("search.objectives: cost/usd needs tracking.price_per_hour; or use time/train_seconds")
+            told = _lines(error)
+        problems += [f"ablation.questions.{name}.{line}" for line in told]
+    if "search" not in unsure:
+        problems += [f"search.{line}" for line in _search_problems(config.search, recipe, unsure)]
     return problems
+
+
+def _sections(names: Iterable[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def _fixed(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Give the names that the configuration has but that cannot vary between trainings, and why not."""
+    for name in names:
+        if _sections([name]) & OTHERS:
+            first = "data are prepared before anything is trained: they " if _sections([name]) == {"data"} else ""
+            yield name, f"{first}cannot vary, only {', '.join(VARIED)} can"
+
+
+def needs_price(search: SearchConfig) -> bool:
+    """Return whether the price of an hour decides which trial is best."""
+    return any(objective.metric == "cost/usd" for objective in search.objectives)
 
 
 def with_derived(config: Config) -> Config:
@@ -172,16 +201,20 @@ def recipe_of(config: Recipe) -> Recipe:
     return Recipe(**{field.name: getattr(config, field.name) for field in fields(Recipe)})
 
 
-def _search_problems(search: SearchConfig, recipe: Recipe) -> Iterator[str]:
+def _search_problems(search: SearchConfig, recipe: Recipe, unsure: Set[str]) -> Iterator[str]:
     if not search.space:
         return
-    try:
-        common = patch(recipe, search.settings, "settings")
-    except UserError as error:
-        yield from _lines(error)
-        return
+    yield from (f"settings: {name}: {why}" for name, why in _fixed(search.settings))
+    yield from (f"space.{name}: {why}" for name, why in _fixed(search.space))
+    common, left_out = recipe, unsure | OTHERS
+    for name, value in sorted(search.settings.items(), key=lambda item: item[0].count(".")):
+        try:
+            common = patch(common, {} if _sections([name]) & left_out else {name: value}, "settings")
+        except UserError as error:
+            yield from _lines(error)
     for name in search.space:
-        yield from (f"space.{name}: {line}" for line in _dimension_problems(search, common, name))
+        if not _sections([name]) & left_out:
+            yield from (f"space.{name}: {line}" for line in _dimension_problems(search, common, name))
     if search.pruner.name != "none" and len(search.objectives) > 1:
         yield f"pruner.name: got {search.pruner.name!r}, must be 'none' with several objectives"
     if search.pruner.name != "none" and not search.objectives[0].metric.startswith("val/"):
@@ -190,13 +223,14 @@ def _search_problems(search: SearchConfig, recipe: Recipe) -> Iterator[str]:
         yield f"seeds: got {search.seeds}, must be at least 4 for the pruner 'wilcoxon', which pairs them"
     if search.sampler.name == "cmaes" and len(search.objectives) > 1:
         yield "sampler.name: 'cmaes' has one objective; use 'tpe', 'gp' or 'random'"
+    if search.sampler.name == "cmaes" and all(isinstance(d, Choice) or d.when for d in search.space.values()):
+        yield "sampler.name: 'cmaes' draws ranges without `when`, of which there is none; use 'tpe'"
     if search.storage != "journal" and not search.storage.startswith(("postgresql://", "postgresql+psycopg://")):
         yield f"storage: got {search.storage!r}, must be 'journal' or postgresql://user@host/database"
 
 
 def _dimension_problems(search: SearchConfig, common: Recipe, name: str) -> Iterator[str]:
     dimension, names = search.space[name], list(search.space)
-    context: dict[str, Any] = {}
     for other, labels in dimension.when.items():
         if other not in names[: names.index(name)]:
             yield f"when: {other!r} is no dimension before it"
@@ -207,8 +241,6 @@ def _dimension_problems(search: SearchConfig, common: Recipe, name: str) -> Iter
         if wrong:
             yield f"when.{other}: {wrong[0]!r} is none of its values"
             return
-        first = next(x for x in _points(known) if label_of(x) in _wanted(labels))
-        context |= changes_of(search, {other: first})
     if isinstance(dimension, FloatRange | IntRange):
         if dimension.low >= dimension.high:
             yield f"low: got {dimension.low:g}, must be below high, {dimension.high:g}"
@@ -224,12 +256,52 @@ def _dimension_problems(search: SearchConfig, common: Recipe, name: str) -> Iter
             _points(dimension)
         except UserError as error:
             yield str(error)
-    for value in ends:
+    for around in _surroundings(search, name):
         try:
-            patch(common, {**context, name: value}, "value")
-        except UserError as error:
-            yield from _lines(error)
-            return
+            inside = patch(common, changes_of(search, around))
+        except UserError:
+            continue  # the other dimension's own mistake
+        labels = ", ".join(f"{other}={label_of(label)}" for other, label in around.items())
+        for value in ends:
+            try:
+                patch(inside, {name: value}, "value")
+            except UserError as error:
+                where = f" (with {labels}; `when` can leave that out)" if labels else ""
+                yield from (f"{line}{where}" for line in _lines(error))
+                return
+
+
+def _surroundings(search: SearchConfig, name: str) -> list[dict[str, Any]]:
+    """Return the labels of whole sections that a trial may combine with a dimension within them."""
+    space = search.space
+    around = [other for other in space if name.startswith(f"{other}.")]
+    asked = {name, *around}
+    while further := {other for one in asked for other in space[one].when if other in space} - asked:
+        asked |= further
+    order = [other for other in space if other in asked - {name}]
+    found: list[dict[str, Any]] = []
+    for labels in itertools.product(*(_told_apart(search, other, other in around) for other in order)):
+        chosen: dict[str, str] = {}
+        for other, label in zip(order, labels, strict=True):
+            if applies(space[other], chosen):
+                chosen[other] = label_of(label)
+        if not applies(space[name], chosen):
+            continue
+        choices = {o: label for o, label in zip(order, labels, strict=True) if o in around and o in chosen}
+        if choices not in found:
+            found.append(choices)
+    return found
+
+
+def _told_apart(search: SearchConfig, name: str, every: bool) -> list[Any]:
+    """Return all labels of a dimension, or only those that a `when` names and one that none does."""
+    dimension = search.space[name]
+    if isinstance(dimension, FloatRange):  # no `when` may name it
+        return [dimension.low]
+    points = _points(dimension)
+    named = {label for d in search.space.values() if name in d.when for label in _wanted(d.when[name])}
+    others = [point for point in points if label_of(point) not in named]
+    return points if every else [point for point in points if label_of(point) in named] + others[:1]
 
 
 def _lines(error: UserError) -> list[str]:

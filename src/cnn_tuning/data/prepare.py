@@ -25,12 +25,20 @@ from cnn_tuning.machine import usable_cores
 _SHOWN = 50
 
 
-def prepare(config: DataConfig, raw: Path, out: Path, *, seed: int, workers: int | None = None) -> Meta:
+def prepare(
+    config: DataConfig,
+    raw: Path,
+    out: Path,
+    *,
+    seed: int,
+    workers: int | None = None,
+    refused: Path | None = None,
+) -> Meta:
     """Write `out` (replaced only when all went well) and return its `Meta`. `workers`: null for all cores.
 
     Bad images are left out after the splits are drawn and listed in `rejected.csv`, or (`bad_images: fail`)
-    raise one `UserError` that lists them. The bytes are the same for any number of workers; memory holds
-    a few chunks of images, whatever their number.
+    raise one `UserError` that names the first of them; the file `refused` then lists them all. The bytes are the
+    same for any number of workers; memory holds a few chunks of images, whatever their number.
     """
     out = Path(out)
     work = out.with_name(f".{out.name}.new")
@@ -38,7 +46,7 @@ def prepare(config: DataConfig, raw: Path, out: Path, *, seed: int, workers: int
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         with read(config, Path(raw), work=work) as data:
-            meta = _pack(config, data, work, seed, workers or usable_cores())
+            meta = _pack(config, data, work, seed, workers or usable_cores(), refused)
         if out.exists():
             shutil.rmtree(out)
         work.rename(out)
@@ -86,7 +94,7 @@ def _check_counts(config: DataConfig, data: RawData) -> None:
         raise UserError(f"{config.name}: {', '.join(wrong)}: {remedy}")
 
 
-def _pack(config: DataConfig, data: RawData, work: Path, seed: int, workers: int) -> Meta:
+def _pack(config: DataConfig, data: RawData, work: Path, seed: int, workers: int, refused: Path | None) -> Meta:
     _check_counts(config, data)
     picks = assign({name: s.labels for name, s in data.splits.items()}, data.classes, config, seed)
     labels = {split: data.splits[source].labels[indices] for split, (source, indices) in picks.items()}
@@ -94,7 +102,7 @@ def _pack(config: DataConfig, data: RawData, work: Path, seed: int, workers: int
     tally = _converted(config, data, picks, files, workers)
     labels = {split: labels[split][tally.valid[split]].astype(np.int64) for split in SPLITS}
     counts = {split: class_counts(labels[split], len(data.classes)) for split in SPLITS}
-    _judge(config, data.classes, counts, tally.rejected)
+    _judge(config, data.classes, counts, tally.rejected, refused)
     digests = {}
     for split, file in files.items():
         file.compact(tally.valid[split])
@@ -145,18 +153,22 @@ def _judge(
     classes: Sequence[str],
     counts: dict[str, tuple[int, ...]],
     rejected: Sequence[tuple[str, str]],
+    refused: Path | None,
 ) -> None:
     """Apply the policy on bad images; refuse data in which they leave a class without training images."""
     count = f"{len(rejected)} bad image{'' if len(rejected) == 1 else 's'}"
-    listed = "".join(f"\n  {path}: {reason}" for path, reason in rejected[:_SHOWN])
+    bare = [name for name, n in zip(classes, counts["train"], strict=True) if n == 0]
+    bare += [f"{split} split" for split in SPLITS if sum(counts[split]) == 0]
+    listed = "".join(f"\n  {path}: {reason}" for path, reason in sorted(rejected)[:_SHOWN])
     if len(rejected) > _SHOWN:
         listed += f"\n  and {len(rejected) - _SHOWN} more"
+    if refused and rejected and (bare or config.bad_images == "fail"):
+        _write_rejected(refused, rejected)
+        listed += f"\n{refused} has the whole list"
     if rejected and config.bad_images == "fail":
         raise UserError(f"{count} (data.bad_images: drop would leave them out):{listed}")
     if rejected:
         print(f"preprocess: {count} left out, see rejected.csv", file=sys.stderr)
-    bare = [name for name, n in zip(classes, counts["train"], strict=True) if n == 0]
-    bare += [f"{split} split" for split in SPLITS if sum(counts[split]) == 0]
     if bare:
         raise UserError(f"nothing left in {', '.join(bare)} without {count}:{listed}")
 

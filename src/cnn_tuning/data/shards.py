@@ -10,6 +10,7 @@ last: without it there are no shards.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -161,6 +162,11 @@ class Index:
     digest: str
     sizes: tuple[int, ...]
     bytes: tuple[int, ...]
+
+    @property
+    def own_digest(self) -> str:
+        """Return the SHA-256 of the index itself: one split may lie in other shards, and comes in their order."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
 
 
 def read_index(place: Place) -> Index | None:

@@ -60,6 +60,7 @@ LEAST_SHARDS = 3
 _ANY = 2**62  # bytes: LitData is to remove nothing
 # Fetched ahead at most.
 AT_ONCE = 32
+_own: list[weakref.finalize] = []
 
 logging.getLogger("litdata").setLevel(logging.ERROR)
 
@@ -221,15 +222,22 @@ def _own_folder(owner: object) -> Path:
         folder = Path(tempfile.mkdtemp(dir=FOLDER)).resolve()
         lock = FileLock(f"{folder}.lock")
         lock.acquire()
-    weakref.finalize(owner, _remove, folder, lock, os.getpid())
+    _own.append(weakref.finalize(owner, _remove, folder, lock, os.getpid()))
     return folder
+
+
+def forget() -> None:
+    """Remove this process's folders, where it is to leave without an ordinary exit."""
+    for remove in _own:
+        remove()
 
 
 def _remove(folder: Path, lock: FileLock, process: int) -> None:
     if os.getpid() != process:  # a worker that was forked from its owner
         return
     shutil.rmtree(folder, ignore_errors=True)
-    Path(lock.lock_file).unlink(missing_ok=True)
+    if not folder.exists():  # else something is still written there: the next to come removes it
+        Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
 
 

@@ -54,6 +54,7 @@ def gather(
         shared=shared_images(digests, digests_of(data, "val")),
         repeated=repeated,
         conflicting=conflicting,
+        compared=len(digests),
     )
 
 

@@ -48,9 +48,9 @@ def ok(rule: str, explanation: str, evidence: Mapping[str, Any] | None = None) -
     return Finding(rule, "ok", explanation, evidence or {})
 
 
-def not_evaluated(rule: str, reason: str) -> Finding:
+def not_evaluated(rule: str, reason: str, evidence: Mapping[str, Any] | None = None) -> Finding:
     """Return the finding of a rule that cannot tell: too little was recorded, or it does not apply."""
-    return Finding(rule, "not evaluated", reason)
+    return Finding(rule, "not evaluated", reason, evidence or {})
 
 
 def findings_json(findings: Sequence[Finding]) -> str:

@@ -5,29 +5,25 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from cnn_tuning.config import Recipe, to_plain
 from cnn_tuning.diagnosis.findings import Finding, tags_of, write_findings
-from cnn_tuning.diagnosis.recording import RECIPE, TIMES, Recording, write_part, write_recording
+from cnn_tuning.diagnosis.recording import RECIPE, Recording, write_recording, write_sheet
 from cnn_tuning.tracking.run import Run
 
 
 def record_training(
     tracked: Run, model: Path, sheet: Path, recipe: Recipe, recording: Recording, findings: Sequence[Finding]
 ) -> None:
-    """Write recipe and recording to `model` and the times to `sheet`; log both folders whole, and the findings."""
-    write_recording(replace(recording, sweep=None), model / "recording")
+    """Write recipe and recording to `model`, times and range test to `sheet`; log both, and the findings."""
+    write_recording(recording, model / "recording")
     (model / RECIPE).write_text(json.dumps(to_plain(recipe), indent=2) + "\n")
-    if recording.times is not None:
-        write_part(sheet / TIMES, recording.times)
+    write_sheet(recording, sheet)
     tracked.set_tags(tags_of(findings))
     with tempfile.TemporaryDirectory() as scratch:
         told = Path(scratch)
         write_findings(told / "findings.json", findings)
-        if recording.sweep is not None:
-            write_part(told / "sweep.npz", recording.sweep)
         for file in sorted([*told.iterdir(), *sheet.iterdir()]):
             tracked.log_artifact(file, "diagnosis")
     for file in sorted(model.iterdir()):

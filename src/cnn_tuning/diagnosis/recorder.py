@@ -57,6 +57,7 @@ class Recorder(pl.Callback):
         self._broken = ("", -1)
         self._unseen = 0
         self._steps_per_epoch = self._planned_steps = 0
+        self._data_digest = ""
         self._probe: Probe | None = None
         self._next, self._sampling = 0, False
 
@@ -84,6 +85,7 @@ class Recorder(pl.Callback):
             planned_steps=self._planned_steps,
             not_finite=part,
             not_finite_step=step,
+            data_digest=self._data_digest,
         )
 
     def tensors(self) -> Tensors | None:
@@ -98,6 +100,7 @@ class Recorder(pl.Callback):
         self._reset()
         module = _classifier(pl_module)
         self._steps_per_epoch, self._planned_steps = module.steps_per_epoch, module.steps
+        self._data_digest = trainer.datamodule.meta.digest  # type: ignore[attr-defined]
         # Hooks on a compiled network would be traced into it, or not be seen at all.
         if self._with_tensors:
             self._probe = Probe(module.network, hooked=not module.recipe.trainer.compile)
@@ -110,6 +113,15 @@ class Recorder(pl.Callback):
             self._unseen = trainer.global_step
             self._losses += [float("nan")] * missing
             self._rates += [float("nan")] * missing
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Sample the first step of stages that are freed now."""
+        finetuning, epoch = _classifier(pl_module).finetuning, trainer.current_epoch
+        begins = epoch > 0 and trainer.global_step == epoch * self._steps_per_epoch
+        if finetuning is None or self._probe is None or not begins:
+            return
+        if finetuning.free_stages(epoch) != finetuning.free_stages(epoch - 1):
+            self._next = trainer.global_step + 1
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

@@ -29,7 +29,7 @@ class Curves:
     `loss`, `learning_rate`: S, of the training batch of each step (1 is the first). `epoch_step`: E, the last
     step of each epoch. `train_*`, `val_*`: E, measured after it on the same footing. `planned_steps`: of the
     whole recipe. `not_finite`: layer and what of it was first not finite, empty where all was.
-    `not_finite_step`: -1 where all was.
+    `not_finite_step`: -1 where all was. `data_digest`: of the prepared data; empty in older recordings.
     """
 
     loss: Floats
@@ -43,6 +43,7 @@ class Curves:
     planned_steps: int
     not_finite: str = ""
     not_finite_step: int = -1
+    data_digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class Data:
     network's first layer gets, over sampled images. `labels`: V; `probabilities`: V×C, of the validation split.
     `shared`: M×2, positions (train, val) of each validation image that the training split has too. `repeated`:
     equal images within the training split beyond the first of each. `conflicting`: images of the training split
-    of which it has an equal one with another label.
+    of which it has an equal one with another label. `compared`: training images that these three were sought
+    among; None: all.
     """
 
     classes: tuple[str, ...]
@@ -98,6 +100,7 @@ class Data:
     shared: Integers
     repeated: int
     conflicting: int
+    compared: int | None = None
 
 
 @dataclass(frozen=True)
@@ -224,12 +227,12 @@ def read_part(path: Path, kind: type[Part]) -> Part:
         raise UserError(f"{path} is no recording of this version ({reason}): train again") from None
 
 
-PARTS: dict[str, type] = {"curves": Curves, "tensors": Tensors, "data": Data, "sweep": Sweep}
-RECIPE, TIMES = "recipe.json", "times.npz"
+PARTS: dict[str, type] = {"curves": Curves, "tensors": Tensors, "data": Data}
+RECIPE, TIMES, SWEEP = "recipe.json", "times.npz", "sweep.npz"
 
 
 def write_recording(recording: Recording, folder: Path) -> None:
-    """Write all but the times into `folder`."""
+    """Write all but times and range test into `folder`: what recipe, data and code decide."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECIPE).write_text(json.dumps(recording.recipe, indent=1, sort_keys=True) + "\n")
     for name in PARTS:
@@ -238,8 +241,15 @@ def write_recording(recording: Recording, folder: Path) -> None:
             write_part(folder / f"{name}.npz", part)
 
 
-def read_recording(folder: Path, times: Path | None = None) -> Recording:
-    """Read what `write_recording` wrote, with the file of times where there is one.
+def write_sheet(recording: Recording, sheet: Path) -> None:
+    """Write times and range test, where there are any."""
+    for name, part in ((TIMES, recording.times), (SWEEP, recording.sweep)):
+        if part is not None:
+            write_part(sheet / name, part)
+
+
+def read_recording(folder: Path, sheet: Path | None = None) -> Recording:
+    """Read what `write_recording` wrote, and from another folder what `write_sheet` did.
 
     Raises:
         UserError: something is missing, damaged, or of another version.
@@ -253,5 +263,8 @@ def read_recording(folder: Path, times: Path | None = None) -> Recording:
         for name, kind in PARTS.items()
         if name == "curves" or (folder / f"{name}.npz").exists()
     }
-    taken = read_part(times, Times) if times is not None and times.exists() else None
-    return Recording(recipe=recipe, times=taken, **parts)
+    if sheet is not None and (sheet / TIMES).exists():
+        parts["times"] = read_part(sheet / TIMES, Times)
+    if sheet is not None and (sheet / SWEEP).exists():
+        parts["sweep"] = read_part(sheet / SWEEP, Sweep)
+    return Recording(recipe=recipe, **parts)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnn_tuning.config import Recipe, TrackingConfig, validate
-from cnn_tuning.diagnosis.recording import RECIPE, TIMES, Recording, read_recording
+from cnn_tuning.diagnosis.recording import RECIPE, SWEEP, TIMES, Recording, read_recording
 from cnn_tuning.errors import UserError
 from cnn_tuning.tracking import store
 
-# Where the times of a model in `models/NAME` are, beside that folder.
+# Where times and range test of a model in `models/NAME` are, beside that folder.
 SHEETS = {"baseline": "results/training", "tuned": "results/search/refit"}
 
 
@@ -50,12 +50,12 @@ def _sheet_of(model: Path) -> Path:
 
 
 def training_in(model: Path, sheet: Path, name: str = "") -> Training:
-    """Return the training whose model and recording are in one folder, and its times in another."""
+    """Return the training whose model and recording are in one folder, times and range test in another."""
     try:
         recipe = validate(Recipe, json.loads((model / RECIPE).read_text()))
     except (OSError, ValueError):
         raise UserError(f"{name or model} holds no {RECIPE}: it is no training of ours") from None
-    return Training(recipe, read_recording(model / "recording", sheet / TIMES))
+    return Training(recipe, read_recording(model / "recording", sheet))
 
 
 def _download(identity: str, folder: Path, tracking: TrackingConfig) -> None:
@@ -72,6 +72,6 @@ def _download(identity: str, folder: Path, tracking: TrackingConfig) -> None:
     except MlflowException:
         raise UserError(f"no run {identity} in {uri}: see `mlflow ui`, or set tracking.uri") from None
     names = {entry.path for folder in ("model", "diagnosis") for entry in client.list_artifacts(identity, folder)}
-    for name in (f"model/{RECIPE}", "model/recording", f"diagnosis/{TIMES}"):
+    for name in (f"model/{RECIPE}", "model/recording", f"diagnosis/{TIMES}", f"diagnosis/{SWEEP}"):
         if name in names:
             client.download_artifacts(identity, name, str(folder))

@@ -63,7 +63,7 @@ class Stopwatch(pl.Callback):
             **self.totals,
             self.phase: self.totals[self.phase] + now - self.since,
             **dict(zip(("data", *STEP_PARTS), parts, strict=True)),
-            **_system(samples, self.began_at, now - self.began, usable_cores()),
+            **_system(samples, self.began_at, now - self.began, self.gpu.device.index or 0 if self.gpu else 0),
             **(self.facts or unknown),
             **(self.gpu.memory if self.gpu else {}),
         }
@@ -251,6 +251,7 @@ class _Gpu:
             self.wait()
         if number == 3:  # by now the optimizer has its state
             self.memory["gpu_memory_base"] = float(torch.cuda.memory_allocated(self.device))
+            torch.cuda.reset_peak_memory_stats(self.device)  # that of an earlier fit, or of a validation
         self._record()
 
     def end(self, sampled: bool) -> None:
@@ -267,8 +268,8 @@ class _Gpu:
     def read(self) -> list[float]:
         """Return the seconds of each step since the last reading."""
         self.wait()
-        # The first epoch's training: no batch of a validation is in it.
-        self.memory.setdefault("gpu_memory_peak", float(torch.cuda.max_memory_allocated(self.device)))
+        if "gpu_memory_base" in self.memory:  # of one epoch's steps: no batch of a validation is in it
+            self.memory.setdefault("gpu_memory_peak", float(torch.cuda.max_memory_allocated(self.device)))
         pairs = zip(self.events[::2], self.events[1::2], strict=False)
         seconds = [begin.elapsed_time(end) / 1000 for begin, end in pairs]
         self.events = []
@@ -281,13 +282,15 @@ class _Gpu:
 
 
 def _system(
-    samples: Sequence[tuple[float, Mapping[str, float]]], began_at: float, total: float, cores: int
+    samples: Sequence[tuple[float, Mapping[str, float]]], began_at: float, total: float, device: int
 ) -> dict[str, Floats]:
-    """Return the fields of `Times` that come from samples of the system."""
+    """Return the fields of `Times` that come from samples of the system; `device` is CUDA's number of the GPU."""
     since = [(at - began_at, values) for at, values in samples if 0 <= at - began_at <= total]
-    names = sorted({name for _, values in since for name in values})
-    used = "_utilization_percentage"
-    gpu = next((name.removesuffix(used) for name in names if "/gpu_" in name and name.endswith(used)), "")
+    used, cores = "_utilization_percentage", usable_cores()
+    names = dict.fromkeys(name for _, values in since for name in values)
+    # Named by the machine's numbers, sampled in CUDA's order: CUDA_VISIBLE_DEVICES=3,1 gives gpu_3, then gpu_1.
+    gpus = [name.removesuffix(used) for name in names if "/gpu_" in name and name.endswith(used)]
+    gpu = gpus[device] if device < len(gpus) else next(iter(gpus), "")
 
     def column(name: str, factor: float) -> Floats:
         return np.array([values.get(name, np.nan) * factor for _, values in since], np.float32)

@@ -63,6 +63,11 @@ class _Live(Callback):
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
         self.told: set[str] = set()
+        rules = watch.config.rules.items()
+        # Part of what an interrupted fit belongs to (`training.fit`).
+        self.decides = {
+            f"diagnosis.stopping.{name}": rule.thresholds for name, rule in rules if rule.action == "stop"
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {"told": sorted(self.told)}

@@ -31,7 +31,8 @@ PER_POINT = (
     "above it; of one training each, so without an interval: it ranks trials, it proves no gain"
 )
 METHODS = {
-    "ped_anova": "PED-ANOVA over complete trials: how far the best tenth (at least five) lie apart from the rest",
+    "ped_anova": "PED-ANOVA: how far the best tenth (five at least, half at most) lie apart from all trials; one "
+    "that was given up counts as worse than any complete one",
     "fanova": "fANOVA over complete trials: the share of the variance that a random forest gives each parameter",
 }
 
@@ -84,13 +85,16 @@ def _front(view: SearchView) -> str:
 
 def caveat(view: SearchView) -> str:
     """Return what must not be concluded from the best of many."""
-    if len(view.complete) < 2:
-        return ""
-    return (
-        f"The best of {len(view.trials)} trials was chosen by the same validation images that measure it, so its "
-        "value is biased upwards, the more so the more trials there are. What remains of the gain is told by the "
-        "test split, which no trial has seen."
-    )
+    said = []
+    if len(view.complete) > 1:
+        said.append(
+            f"The best of {len(view.trials)} trials was chosen by the same validation images that measure it, so "
+            "its value is biased upwards, the more so the more trials there are. What remains of the gain is told "
+            "by the test split, which no trial has seen."
+        )
+    if halved := [f"trial {t.index} with {t.smaller_batch}" for t in view.trials if t.smaller_batch]:
+        said.append(f"Memory did not suffice for the batch size that was asked for: {', '.join(halved)} instead.")
+    return " ".join(said)
 
 
 def write_search_page(
@@ -152,6 +156,8 @@ def _row(view: SearchView, trial: Trial) -> list[str]:
         remark = "own values"
     elif len(view.directions) > 1 and trial in view.front:
         remark = "on the front"
+    if trial.smaller_batch:
+        remark = f"{remark}{remark and '; '}batch size {trial.smaller_batch}, for lack of memory"
     values = [show(m, trial.values[m]) if m in trial.values else "–" for m in view.directions]
     parameters = [show_parameter(trial.parameters[n]) if n in trial.parameters else "–" for n in view.space]
     return [

@@ -12,7 +12,10 @@ from cnn_tuning.reports.scales import Scale, dimension_scale, metric_scale, shor
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial. `values` by metric (none unless complete), `curve`: (epoch, value) as it was reported."""
+    """One trial. `values` by metric (none unless complete), `curve`: (epoch, value) as it was reported.
+
+    `smaller_batch`: the batch size that it was trained with, where memory did not suffice for its own (else 0).
+    """
 
     index: int
     state: str  # complete, pruned or failed
@@ -24,6 +27,7 @@ class Trial:
     seconds: float = 0.0
     usd: float = 0.0
     reason: str = ""
+    smaller_batch: int = 0
 
 
 @dataclass(frozen=True)

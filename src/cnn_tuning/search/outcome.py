@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnn_tuning.config import Recipe, SearchConfig, changes_of, patch
 from cnn_tuning.errors import UserError
-from cnn_tuning.reports.search import headline, write_search_page
+from cnn_tuning.reports.search import caveat, headline, write_search_page
 from cnn_tuning.reports.search_plots import draw
 from cnn_tuning.reports.search_view import SearchView, Trial
 from cnn_tuning.search.importance import importances
@@ -29,7 +29,8 @@ class SearchOutcome:
     """What was found. Without a complete trial `best_params` and the values are empty, `best_trial` is None.
 
     `best_params`: dotted name → label or number. Of several objectives the best in the first one is taken, and
-    `front` has the trials that no other beats in all. `own_values`: of the experiment's own values.
+    `front` has the trials that no other beats in all. `own_values`: of the experiment's own values. `caveat`: what
+    must not be concluded from `sentence`.
     """
 
     best_trial: int | None
@@ -43,6 +44,7 @@ class SearchOutcome:
     usd: float
     importances: dict[str, dict[str, float]]
     sentence: str
+    caveat: str
 
     def flat(self) -> dict[str, float]:
         """Return the figures of the search by name."""
@@ -68,15 +70,18 @@ class SearchOutcome:
         return tags
 
 
-def write_outcome(folder: Path, study: optuna.Study, search: SearchConfig, recipe: Recipe) -> SearchOutcome:
+def write_outcome(
+    folder: Path, study: optuna.Study, search: SearchConfig, recipe: Recipe, price_per_hour: float = 0.0
+) -> SearchOutcome:
     """Write `trials.csv`, `best.json`, `importances.json`, `metrics.json`, the plots and `report.html`.
 
-    Trials beyond the budget, of a larger one before, are left out everywhere.
+    Trials beyond the budget, of a larger one before, are left out everywhere. Those that were made without a price
+    cost what they would now.
     """
     with _quiet():
         study = _within_budget(study, search.budget.trials)
         found, remarks = _importances(study, search)
-    view = _view(study, search, recipe, found)
+    view = _view(study, search, recipe, found, price_per_hour / search.workers)
     outcome = _outcome(view)
     _write_trials(folder / "trials.csv", view)
     front = [{"trial": t.index, "values": t.values, "parameters": t.parameters} for t in view.front]
@@ -103,6 +108,7 @@ def _outcome(view: SearchView) -> SearchOutcome:
         usd=sum(trial.usd for trial in view.trials),
         importances={metric: dict(weights) for metric, weights in view.importances.items()},
         sentence=headline(view),
+        caveat=caveat(view),
     )
 
 
@@ -127,10 +133,16 @@ def _within_budget(study: optuna.Study, count: int) -> optuna.Study:
 
 
 def _view(
-    study: optuna.Study, search: SearchConfig, recipe: Recipe, found: Mapping[str, Mapping[str, float]]
+    study: optuna.Study,
+    search: SearchConfig,
+    recipe: Recipe,
+    found: Mapping[str, Mapping[str, float]],
+    price: float,
 ) -> SearchView:
     directions: dict[str, str] = {objective.metric: objective.direction for objective in search.objectives}
-    trials = sorted((_trial(t, list(directions), search) for t in study.trials), key=lambda trial: trial.index)
+    trials = sorted(
+        (_trial(t, list(directions), search, price) for t in study.trials), key=lambda trial: trial.index
+    )
     complete = [trial for trial in trials if trial.state == "complete"]
     front = [t for t in complete if not any(_beats(other, t, directions) for other in complete)]
     main, direction = next(iter(directions.items()))
@@ -141,7 +153,7 @@ def _view(
     return SearchView(search.name, directions, search.space, trials, best, front, own, found, step)
 
 
-def _trial(trial: optuna.trial.FrozenTrial, metrics: list[str], search: SearchConfig) -> Trial:
+def _trial(trial: optuna.trial.FrozenTrial, metrics: list[str], search: SearchConfig, price: float) -> Trial:
     attrs, state = trial.user_attrs, STATES[trial.state.name]
     return Trial(
         index=attrs["index"],
@@ -152,8 +164,9 @@ def _trial(trial: optuna.trial.FrozenTrial, metrics: list[str], search: SearchCo
         epochs=attrs.get("epochs", 0),
         updates=attrs.get("updates", 0),
         seconds=attrs.get("seconds", 0.0),
-        usd=attrs.get("usd", 0.0),
+        usd=attrs.get("usd") or attrs.get("seconds", 0.0) / 3600 * price,
         reason=str(attrs.get("reason", "")),
+        smaller_batch=attrs.get("smaller_batch", 0),
     )
 
 
@@ -196,7 +209,7 @@ def _said(remarks: Mapping[str, list[str]], search: SearchConfig) -> list[str]:
 
 
 def _write_trials(path: Path, view: SearchView) -> None:
-    spent = ("epochs", "updates", "seconds", "usd", "reason")
+    spent = ("epochs", "updates", "seconds", "usd", "smaller_batch", "reason")
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["trial", "state", *view.directions, *view.space, *spent])

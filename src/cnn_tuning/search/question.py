@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from cnn_tuning.config import Recipe, SearchConfig, flatten, to_plain
+from cnn_tuning.config import Recipe, SearchConfig, flatten, needs_price, to_plain
 from cnn_tuning.search.space import common_recipe
 
 if TYPE_CHECKING:
@@ -19,11 +19,15 @@ FREE = ("name", "budget", "workers", "executor", "ray", "storage", "heartbeat_s"
 ATTR = "question"
 
 
-def question_of(search: SearchConfig, recipe: Recipe, data_digest: str, code: str) -> dict[str, Any]:
-    """Return by dotted name all that decides a study's trials."""
+def question_of(
+    search: SearchConfig, recipe: Recipe, data_digest: str, code: str, price_per_hour: float
+) -> dict[str, Any]:
+    """Return by dotted name all that decides a study's trials; the price only where it decides which is best."""
     asked = {name: value for name, value in to_plain(search).items() if name not in FREE}
+    price = {"price_per_hour": price_per_hour} if needs_price(search) else {}
     # The recipe with the settings: what they replace, such as the epochs of the refit, is another matter.
-    return flatten({**to_plain(common_recipe(search, recipe)), "search": asked, "data": data_digest, "code": code})
+    common = to_plain(common_recipe(search, recipe))
+    return flatten({**common, "search": asked, "data": data_digest, "code": code, **price})
 
 
 def study_name(search: SearchConfig, question: dict[str, Any]) -> str:

@@ -114,21 +114,7 @@ class RayStaff:
             return
         known.actor.send.remote(int(signal.SIGKILL))
         self.ray.wait([known.ended], timeout=END_S)
-
-    def settle(self, name: str) -> None:
-        """End the runs of a process that is dead: those who deliver them know of their own host's only."""
-        from cnn_tuning.tracking.spool import Writer, is_ending, keys, start_of
-
-        host, pid, _ = name.rsplit(":", 2)
-        spool = Path(self.spec.tracking.spool)
-        for key in keys(spool):
-            start = start_of(spool, key)
-            writer = start and (start["host"], str(start["pid"]))
-            if writer == (host.partition("/")[0], pid) and not is_ending(spool, key):
-                ended = Writer(spool, key)
-                ended.append("tags", values={"trial.state": "lost"})
-                ended.append("finish", status="KILLED", error="its host or Ray's process there is gone")
-                ended.close()
+        self._listen(known)
 
     def hire(self) -> None:
         """Ask Ray for one more."""

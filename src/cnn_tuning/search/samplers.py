@@ -15,8 +15,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from cnn_tuning.config import Choice, PrunerConfig, SearchConfig
-from cnn_tuning.errors import UserError
+from cnn_tuning.config import PrunerConfig, SearchConfig
 
 Study = optuna.Study
 
@@ -130,11 +129,6 @@ def is_random(number: int, share: float) -> bool:
 def build_sampler(search: SearchConfig, seed: int) -> BaseSampler:
     """Return the sampler of a search."""
     startup = search.sampler.startup_trials
-    drawn_by_cmaes = any(not isinstance(d, Choice) and not d.when for d in search.space.values())
-    if search.sampler.name == "cmaes" and not drawn_by_cmaes:
-        raise UserError(
-            "search.sampler.name: 'cmaes' draws ranges without `when`, of which there is none; use 'tpe'"
-        )
     conditional = any(dimension.when for dimension in search.space.values())
 
     def make(derived: int) -> BaseSampler:

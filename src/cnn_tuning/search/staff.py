@@ -99,7 +99,9 @@ class Staff:
         """Start one more."""
         place = min(set(range(self.size)) - {worker.place for worker in self.workers})
         log = self.folder / f"worker-{place}.log"
-        process = start(COMMAND, asdict(self.spec), log, env={**os.environ, **_device(place, self.size)})
+        devices = self.spec.recipe.trainer.devices
+        given = _device(place, self.size, devices if isinstance(devices, int) else 1)
+        process = start(COMMAND, asdict(self.spec), log, env={**os.environ, **given})
         self.workers.append(Worker(process, place, log))
 
     def ask_to_stop(self) -> None:
@@ -121,18 +123,19 @@ class Staff:
                 self.kill()
             time.sleep(0.05)
 
-    def settle(self, name: str) -> None:
-        """End what a dead process left open: nothing here, others of its machine see that it is dead."""
-
     def close(self) -> None:
         """Give back what the staff took besides its workers: nothing here."""
 
 
-def _device(place: int, size: int) -> dict[str, str]:
-    """Return what gives workers side by side a GPU each, where the machine has several."""
+def _device(place: int, size: int, each: int) -> dict[str, str]:
+    """Return what gives workers side by side `each` GPUs of their own, where the machine has several."""
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = shown.split(",") if shown is not None else [str(number) for number in range(_gpus())]
-    return {"CUDA_VISIBLE_DEVICES": devices[place % len(devices)]} if size > 1 and len(devices) > 1 else {}
+    shares = len(devices) // each
+    if size == 1 or len(devices) == 1 or not shares:
+        return {}
+    first = place % shares * each
+    return {"CUDA_VISIBLE_DEVICES": ",".join(devices[first : first + each])}
 
 
 def _gpus() -> int:

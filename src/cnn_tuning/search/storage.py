@@ -89,7 +89,7 @@ def open_storage(uri: str, folder: Path, lock_wait_s: Callable[[], float] = lamb
     try:
         with alone(uri, folder, lock_wait_s()):  # simultaneous first starts would make the tables twice
             arguments = {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
-            return RDBStorage(_with_driver(uri), engine_kwargs=arguments)
+            return RDBStorage(with_driver(uri), engine_kwargs=arguments)
     except Exception as error:
         if not is_passing(error):
             raise
@@ -121,7 +121,8 @@ def _alone_in_database(uri: str, wait_s: float) -> Iterator[None]:
         yield
 
 
-def _with_driver(uri: str) -> str:
+def with_driver(uri: str) -> str:
+    """Return the address with the name of the driver that is installed."""
     return uri if uri.startswith("postgresql+") else uri.replace("postgresql://", "postgresql+psycopg://", 1)
 
 

@@ -25,6 +25,8 @@ from cnn_tuning.search.samplers import build_pruner, build_sampler
 from cnn_tuning.search.space import Chosen, first_values, most_epochs, suggest
 from cnn_tuning.search.storage import LOCK_WAIT_S, Result, alone, open_storage, patiently
 
+# What becomes of a trial whose process is gone: no more tries are left, one more is, or it does not count as one.
+TakenAs = Literal["failed", "lost", "waits"]
 BEGAN_S = 2.0  # a process's start is derived from the boot time, which moves when the clock is set
 
 
@@ -205,10 +207,11 @@ class SharedStudy:
 
         self.patiently(hand_back)
 
-    def take_away(self, number: int, worker: str, reason: str, *, counts: bool) -> str | None:
-        """Take a trial from a process that is dead or gives no sign; return what became of it.
+    def take_away(self, number: int, worker: str, reason: str, *, counts: bool) -> tuple[TakenAs, str] | None:
+        """Take a trial from a process that is dead or gives no sign; return what became of it, and why.
 
-        Where it `counts`, it is tried again at most `search.retries` times, and then failed with the reason.
+        Where it `counts`, it is tried again at most `search.retries` times, and then failed with the reason. None:
+        the process no longer had it.
         """
         with self._alone():
             trial_id = self._trial_id(number)
@@ -220,11 +223,13 @@ class SharedStudy:
                 reason = f"{reason}, at each of {retries} tries"
                 self.storage.set_trial_user_attr(trial_id, "reason", reason)
                 self.study.tell(number, state=TrialState.FAIL)
-                return f"failed: {reason}"
-            if counts:
-                self.storage.set_trial_user_attr(trial_id, "retries", retries)
+                return "failed", reason
+            if not counts:
+                self._set_waiting(number)
+                return "waits", ""
+            self.storage.set_trial_user_attr(trial_id, "retries", retries)
             self._set_waiting(number)
-            return f"{reason}: tried again ({retries} of {self.search.retries})" if counts else "waits"
+            return "lost", f"{reason}: tried again ({retries} of {self.search.retries})"
 
     def _set_waiting(self, number: int) -> None:
         # Not "failed, and the same again": another number would change what is drawn for later trials.

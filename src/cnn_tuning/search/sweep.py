@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cnn_tuning.config import DiagnosisConfig, Recipe, SearchConfig, TrackingConfig, patch, side_by_side
 from cnn_tuning.data.packed import PackedData
 from cnn_tuning.errors import UserError
+from cnn_tuning.search.lost import end_run
 from cnn_tuning.search.progress import SearchProgress
 from cnn_tuning.search.question import explain_others, note, question_of, study_name
 from cnn_tuning.search.staff import Staff
@@ -65,7 +66,7 @@ def run_search(
         check_ray(search.ray)
     data = PackedData.open(data_folder)
     _make_folder(folder)
-    question = question_of(search, recipe, data.meta.digest, code_digest())
+    question = question_of(search, recipe, data.meta.digest, code_digest(), tracking.price_per_hour)
     name = study_name(search, question)
     tracked.set_tags({"study": name})
     recipe = _with_share(search, recipe)
@@ -82,12 +83,11 @@ def run_search(
 
 
 def _with_share(search: SearchConfig, recipe: Recipe) -> Recipe:
-    """Return the recipe with a worker's share of the cores; Ray's is known before the host is."""
-    if search.executor == "local":
-        return side_by_side(recipe, search.workers)
-    if recipe.trainer.threads is not None:
-        return recipe
-    return patch(recipe, {"trainer.threads": max(1, int(search.ray.num_cpus))})
+    """Return the recipe with a worker's share of this machine; of Ray's cores it is known before the host is."""
+    here = search.executor == "local" or search.ray.address is None
+    if search.executor == "ray" and recipe.trainer.threads is None:
+        recipe = patch(recipe, {"trainer.threads": max(1, int(search.ray.num_cpus))})
+    return side_by_side(recipe, search.workers) if here else recipe
 
 
 def _staff(search: SearchConfig, folder: Path, spec: Spec, say: Callable[[str], None]) -> Staff | RayStaff:
@@ -188,7 +188,6 @@ class Sweep:
                 # Meanwhile a second signal may have ended it, which is not the trial's failure.
                 counts = not self.signum
                 self._take_away(trial, f"its worker {known.fate() if known else 'is gone'}", counts=counts)
-                self.staff.settle(worker)
             elif trial.number in silent:
                 self.staff.end(worker)
                 self._take_away(
@@ -196,14 +195,20 @@ class Sweep:
                 )
 
     def _take_away(self, trial: FrozenTrial, reason: str, *, counts: bool) -> None:
+        worker = trial.user_attrs["worker"]
         try:
-            became = self.study.take_away(trial.number, trial.user_attrs["worker"], reason, counts=counts)
+            taken = self.study.take_away(trial.number, worker, reason, counts=counts)
         except Exception as error:
             if not is_passing(error):
                 raise
             return  # at the next look
-        if became and counts:
-            self.progress.say(f"trial {trial.number}: {became}")
+        if taken is None:
+            return
+        became, why = taken
+        if counts:
+            self.progress.say(f"trial {trial.number}: {'failed: ' if became == 'failed' else ''}{why}")
+        if self.staff.is_gone(worker):  # what is stopped on another host may still write
+            end_run(Path(self.spec.tracking.spool), worker, trial.number, became, why)
 
     def _hire(self, trials: Sequence[FrozenTrial], waiting: int) -> None:
         alive = self.staff.alive()

@@ -29,12 +29,16 @@ Report = Callable[[float, int], bool]
 
 @dataclass
 class Spent:
-    """What a trial has cost so far, over all its seeds; kept with it in the study."""
+    """What a trial has cost so far, over all its seeds; kept with it in the study.
+
+    `smaller_batch`: the batch size that it was trained with, where memory did not suffice for its own (else 0).
+    """
 
     epochs: int = 0
     updates: int = 0
     threads: int = 0
     device: str = ""
+    smaller_batch: int = 0
 
     def attrs(self) -> dict[str, Any]:
         """Return it as attributes of the trial."""
@@ -55,8 +59,10 @@ class EachEpoch(Callback):
         judge: Report | None,
         metric: str,
         pass_on: Callable[[], None],
+        batch_size: int,
     ) -> None:
         self.spent, self.tracked, self.judge, self.metric, self.pass_on = spent, tracked, judge, metric, pass_on
+        self.batch_size = batch_size
         self.before = spent.epochs, spent.updates
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -64,6 +70,9 @@ class EachEpoch(Callback):
         self.spent.threads, self.spent.device = torch.get_num_threads(), str(pl_module.device)
         for keeper in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(keeper, Keeper):
+                given = keeper.state.recipe["trainer.batch_size"]
+                if given != self.batch_size:
+                    self.spent.smaller_batch = given
                 for row in keeper.history:
                     self._count(row["epoch"], row["step"])
                     if self.tracked is not None:
@@ -115,7 +124,7 @@ def run_trial(
     for number in range(search.seeds):
         first = number == 0
         judge = report if first and reports_epochs(search) else None
-        each = EachEpoch(spent, tracked if first else None, judge, metric, pass_on)
+        each = EachEpoch(spent, tracked if first else None, judge, metric, pass_on, recipe.trainer.batch_size)
         seeded = patch(recipe, {"seed": recipe.seed + number})
         watch = Watch(seeded, diagnosis, name, stops=False)
         try:

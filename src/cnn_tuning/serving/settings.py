@@ -20,7 +20,7 @@ from cnn_tuning.config import (
     flatten,
     patch,
 )
-from cnn_tuning.config.check import Section
+from cnn_tuning.config.check import Section, report
 from cnn_tuning.config.values import read_overrides
 from cnn_tuning.errors import UserError
 
@@ -86,8 +86,11 @@ def settings(kind: type[Section], overrides: Sequence[str] = ()) -> Section:
         remedy = "run this in the project's top folder, or give --model FOLDER"
         raise UserError(f"no {PARAMS} and {CONF}/config.yaml here: {remedy}")
     changes: dict[str, object] = {}
-    for _, tree in read_overrides(overrides):
+    problems: list[str] = []
+    for _, tree in read_overrides(overrides, problems):
         changes |= flatten(tree)
+    if problems:
+        raise report(problems)
     return patch(kind(**{"serving": ServingConfig(name="default")}), changes, "override")
 
 

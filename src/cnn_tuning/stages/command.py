@@ -38,6 +38,19 @@ class Place:
         return chosen if chosen.exists() else path
 
     @property
+    def top(self) -> Path:
+        """Return the folder of the baseline that `evaluate` and `diagnose` judge.
+
+        What belongs to it stands below the same: by hand, the pipeline's results may be another experiment's.
+        """
+        return self.inputs if (self.inputs / self.baseline).exists() else Path()
+
+    def beside_baseline(self, path: Path) -> Path:
+        """Return where an input is: below `inputs` if it stands there, else beside the baseline."""
+        chosen = self.inputs / path
+        return chosen if chosen.exists() else self.top / path
+
+    @property
     def raw(self) -> Path:
         """Return where `fetch` writes and `preprocess` reads."""
         return Path("data/raw")

@@ -36,12 +36,12 @@ def run(config: DiagnoseConfig, place: Place) -> None:
     metrics: dict[str, Any] = {}
     data = prepared_data(place)
     for name, model, sheet in (
-        ("baseline", place.baseline, place.training),
-        ("tuned", place.tuned, place.refit),
+        ("baseline", place.top / place.baseline, place.top / place.training),
+        ("tuned", place.beside_baseline(place.tuned), place.beside_baseline(place.refit)),
     ):
-        if name == "tuned" and not (place.input(model) / "recording").exists():
+        if name == "tuned" and not (model / "recording").exists():
             continue
-        training = training_in(place.input(model), place.input(sheet))
+        training = training_in(model, sheet)
         _, findings = diagnose(training.recording, config.diagnosis, training.recipe, data)
         (out / name).mkdir()
         write_findings(out / name / "findings.json", findings)

@@ -67,9 +67,7 @@ def cure_run(
     config, recipe, findings, same = _judged(run, overrides, data)
     finding = _chosen(findings, rule)
     if not same:
-        raise UserError(
-            f"{data} is not what {run} was trained on (other labels): prepare that experiment's data first"
-        )
+        raise UserError(f"{data} is not what {run} was trained on: prepare that experiment's data first")
     click.echo(f"{finding.rule}: {finding.explanation}")
     click.echo(f"remedy: {patch_text(finding)}")
     before = side_by_side(recipe, workers)
@@ -137,10 +135,12 @@ def _judged(run: str, overrides: Sequence[str], data: Path) -> tuple[Needed, Rec
 
 
 def _trained_on(packed: PackedData, recording: Recording) -> bool:
-    """Return whether a recording's labels and counts are those of prepared data; True where it has none."""
+    """Return whether a recording is of these prepared data: by their digest, and by labels and counts if known."""
     import numpy as np
 
-    known = recording.data
+    known, digest = recording.data, recording.curves.data_digest
+    if digest and digest != packed.meta.digest:
+        return False
     return known is None or (
         known.classes == tuple(packed.meta.classes)
         and np.array_equal(known.counts, packed.meta.counts["train"])

@@ -37,9 +37,10 @@ def run(config: EvaluateConfig, place: Place) -> None:
     empty_folder(out)
     data = prepared_data(place)
     data.verify(SPLIT)
-    subjects = [_answer(place, data, "baseline", place.baseline, place.training)]
-    if (place.input(place.tuned) / "model.json").exists():
-        subjects.append(_answer(place, data, "tuned", place.tuned, place.refit))
+    subjects = [_answer(data, "baseline", place.top / place.baseline, place.top / place.training)]
+    tuned = place.beside_baseline(place.tuned)
+    if (tuned / "model.json").exists():
+        subjects.append(_answer(data, "tuned", tuned, place.beside_baseline(place.refit)))
     labels, confidence = data.split(SPLIT).labels, config.evaluation.confidence
     measured = {
         s.name: measure(s.probabilities, labels, data.meta.classes, config.evaluation, config.seed)
@@ -63,12 +64,15 @@ def run(config: EvaluateConfig, place: Place) -> None:
     attach(config.tracking, [*deliveries.values()], out / "report.html", "evaluation")
     worth = _worth(out, place, subjects[0], comparison, config)
     _tell(out, measured, comparison, leak, deliveries, config, worth)
+    for delivery in deliveries.values():
+        if delivery.registered and "refused" in delivery.registered:
+            raise UserError(f"{config.registry.model}: {delivery.registered['reason']}")
 
 
-def _answer(place: Place, data: PackedData, name: str, model: Path, facts: Path) -> Subject:
+def _answer(data: PackedData, name: str, bundle: Path, facts: Path) -> Subject:
     from cnn_tuning.serving.predictor import Predictor, fastest_device
 
-    bundle, began = place.input(model), time.monotonic()
+    began = time.monotonic()
     predictor = Predictor(bundle, device=fastest_device())
     if predictor.specification.data_name != data.meta.name:
         raise UserError(
@@ -79,7 +83,7 @@ def _answer(place: Place, data: PackedData, name: str, model: Path, facts: Path)
         name=name,
         bundle=bundle,
         probabilities=probabilities,
-        training=json.loads(place.input(facts / "training.json").read_text()),
+        training=json.loads((facts / "training.json").read_text()),
         best={
             k: v
             for k, v in json.loads((bundle / "best.json").read_text()).items()
@@ -129,7 +133,7 @@ def _section(
 ) -> Section:
     if "version" in registration:
         gate = f"{registration['model']} version {registration['version']}, {registration['reason']}"
-    elif "reason" in registration:  # the user may not make one
+    elif "reason" in registration:  # the user may not make one, or the store refused it
         gate = f"{registration['model']}: {registration['reason']}"
     elif registration["state"] == "delivered":
         gate = "not registered, as this evaluation was made by hand"
@@ -179,13 +183,12 @@ def _write_report(
 
 
 def _folders(place: Place) -> Folders:
-    # Beside the model that is evaluated: by hand, the pipeline's results may be another experiment's.
-    top = place.inputs if (place.inputs / place.baseline).exists() else Path()
+    top = place.top
     return Folders(
         data=top / "results/data",
         training=top / place.training,
         ablation=top / place.ablation,
-        search=top / place.search,
+        search=place.beside_baseline(place.search),
         diagnosis=top / place.diagnosis,
     )
 
@@ -215,7 +218,7 @@ def _tell(
     for name, metrics in measured.items():
         accuracy, delivery = metrics.accuracy, deliveries[name]
         click.echo(f"{name}: test/accuracy {accuracy.value:.4f} {interval(accuracy, '.4f')}")
-        if delivery.registered:
+        if delivery.registered and "refused" not in delivery.registered:
             version = delivery.registered.get("version")
             made = f"registered {config.registry.model} version {version}" if version else config.registry.model
             click.echo(f"{made}: {delivery.registered['reason']}")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cnn_tuning.cloud.launch import Started
     from cnn_tuning.cloud.names import Order
     from cnn_tuning.cloud.plan import Option
-    from cnn_tuning.cloud.runs import Place, Record
+    from cnn_tuning.cloud.runs import Mode, Place, Record
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def start_next(job: Job, record: Record) -> Record:
         job.place.remove(STOP)
     try:
         started = launch(job.aws, job.host, order, job.options, record.mode)
-    except UserError:
-        # The number is spent: a repeated token would give the same refusal again.
+    except BaseException:  # Ctrl-C, too: what was made has been removed
+        # The number is spent: a repeated token would give the same answer again.
         write_record(job.place, replace(record, attempts=record.attempts + 1))
         raise
     click.echo(f"run {record.run}: host {started.id}, {started.type} {started.market}"
@@ -105,11 +105,14 @@ def _with_host(job: Job, record: Record, started: Started, order: Order) -> Reco
     return replace(record, hosts=(*record.hosts, rented), attempts=rented.attempt + 1)
 
 
-def options_of(config: Config, aws: Aws, measured: Sequence[str] = ()) -> tuple[Option, ...]:
+def options_of(
+    config: Config, aws: Aws, measured: Sequence[str] = (), mode: Mode = "pipeline"
+) -> tuple[Option, ...]:
     """Print the plan and return the types that may be taken; their AMIs are there."""
     from cnn_tuning.cloud.launch import resolve_image
 
-    options = tuple(option for option in planned(config, measured, aws) if not option.refused)
+    found = planned(config, measured, aws, by_hand=mode == "interactive")
+    options = tuple(option for option in found if not option.refused)
     if not options:
         raise UserError("no type can be taken: the reasons are above")
     for option in options:

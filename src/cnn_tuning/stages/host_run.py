@@ -65,7 +65,7 @@ def run(wish: Wish, *, detach: bool = False) -> None:
             click.echo(f"run {record.run}: host {record.hosts[-1].id} runs")
             write_record(job.place, record)
         else:
-            options = options_of(compose(record.overrides), aws, record.measured)
+            options = options_of(compose(record.overrides), aws, record.measured, record.mode)
             job = replace(job, options=options)
             _confirm(job, record, yes=wish.yes)
             record = start_next(job, record)
@@ -83,7 +83,7 @@ def _begin(aws: Aws, wish: Wish) -> tuple[Job, Record]:
     config, where = compose(wish.given), Path()
     remote = supply.remote_url(where)
     supply.check_reachable(remote, bucket_of(None, config.host), config.host.prefix)
-    options = options_of(config, aws, wish.measured)
+    options = options_of(config, aws, wish.measured, wish.mode)
     sent = _with_experiment(PARAMS.read_text(), wish.experiment) if wish.experiment else None
     taken = code.snapshot(where, {PARAMS.name: sent} if sent else None)
     record = Record(

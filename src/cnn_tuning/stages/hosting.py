@@ -53,8 +53,16 @@ def plan(overrides: Sequence[str], measured: Sequence[str], *, as_json: bool) ->
     planned(config, measured, Aws(config.host.region), as_json=as_json)
 
 
-def planned(config: Config, measured: Sequence[str], aws: Aws, *, as_json: bool = False) -> list[Option]:
-    """Print the plan and return its options, the best first."""
+def planned(
+    config: Config, measured: Sequence[str], aws: Aws, *, as_json: bool = False, by_hand: bool = False
+) -> list[Option]:
+    """Print the plan and return its options, the best first; `by_hand`: for a host that runs no pipeline."""
+    if by_hand:
+        options, market = ranked(config, measured, aws, None)
+        _print_plan(options)
+        for note in market.notes:
+            click.echo(note)
+        return options
     images, epochs = training_images(config), _epochs(config)
     options, market = ranked(config, measured, aws, epochs)
     if as_json:
@@ -72,8 +80,8 @@ def planned(config: Config, measured: Sequence[str], aws: Aws, *, as_json: bool 
     return options
 
 
-def ranked(config: Config, measured: Sequence[str], aws: Aws, epochs: float) -> tuple[list[Option], Market]:
-    """Return the options for so many epochs, the best first, and the market that they rest on."""
+def ranked(config: Config, measured: Sequence[str], aws: Aws, epochs: float | None) -> tuple[list[Option], Market]:
+    """Return the options for so many epochs (None: nobody knows), the best first, and their market."""
     from cnn_tuning.cloud.plan import Work, rank
     from cnn_tuning.cloud.prices import ask_market
 
@@ -82,7 +90,7 @@ def ranked(config: Config, measured: Sequence[str], aws: Aws, epochs: float) -> 
     images = training_images(config)
     market = ask_market(aws, config.host.candidates)
     market = replace(market, notes=(*market.notes, *notes))
-    work = Work(None if images is None else int(images * epochs), config.model.name)
+    work = Work(None if images is None or epochs is None else int(images * epochs), config.model.name)
     return rank(config.host, work, runs, market), market
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnn_tuning.config import AMBIENT, LOCK, flatten
+from cnn_tuning.config import AMBIENT, LOCK, DiagnosisConfig, flatten
 from cnn_tuning.errors import UserError
 from cnn_tuning.stages.command import Place
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from cnn_tuning.data.packed import PackedData
     from cnn_tuning.tracking.run import Run
 
-# Recorded with no run: they decide no result.
+# Recorded with no run: they decide no result (but `diagnosis.stopping`).
 UNRECORDED = AMBIENT | {"serving", "host"}
 
 
@@ -38,7 +39,17 @@ def recorded(own: dict[str, Any], place: Place) -> dict[str, Any]:
     if not place.is_pipeline:
         return flatten(own)
     locked = yaml.safe_load(LOCK.read_text())
-    return flatten({name: section for name, section in locked.items() if name not in UNRECORDED})
+    kept = {name: section for name, section in locked.items() if name not in UNRECORDED}
+    return flatten(kept | _stopping(locked["diagnosis"]["stopping"]))
+
+
+def stopping(diagnosis: DiagnosisConfig) -> dict[str, Any]:
+    """Return what of the rules decides a result, as a part of a run's parameters: which may end a training."""
+    return _stopping(diagnosis.stopping)
+
+
+def _stopping(thresholds: Mapping[str, Any]) -> dict[str, Any]:
+    return {"diagnosis": {"stopping": dict(thresholds)}} if thresholds else {}
 
 
 def record_data(tracked: Run, place: Place, data: PackedData, split: str) -> str:

@@ -40,7 +40,7 @@ def run(config: PreprocessConfig, place: Place) -> None:
         click.echo(f"preprocess: {config.data.name} {warning}", err=True)
     params = flatten({"seed": config.seed, "data": to_plain(config.data)})
     with Run.start(config.tracking, name=f"preprocess {config.data.name}", kind="preprocess", params=params) as r:
-        meta = prepare(config.data, raw, out, seed=config.seed)
+        meta = prepare(config.data, raw, out, seed=config.seed, refused=folder / "rejected.csv")
         class_distribution(meta, folder / "classes.png")
         image_grid(PackedData.open(out), folder / "images.png", config.seed)
         text = sheet(meta, _rejected(out / "rejected.csv"), stand_in=drawn)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cnn_tuning.config import RayConfig, compose
+from cnn_tuning.config import RayConfig, compose, recipe_of
 from cnn_tuning.errors import UserError
 from cnn_tuning.processes import last_words
 
@@ -34,12 +34,14 @@ def train(
         UserError: in a line, what Ray or a worker said.
     """
     from cnn_tuning.search.ray_cluster import check_ray, connect, disconnect, share
+    from cnn_tuning.training.together import check_takes_several
 
     given = (*overrides, "trainer.devices=1", f"trainer.num_nodes={workers}")
-    compose(given)  # a mistake is told here, not by each worker
+    config = compose(given)  # a mistake is told here, not by each worker
     check_ray(ray_config)
     if ray_config.num_gpus not in (0, 1):
         raise UserError(f"--gpus {ray_config.num_gpus:g}: a worker has one GPU or none")
+    check_takes_several(recipe_of(config))
     connect(ray_config)
     try:
         from ray.train import FailureConfig, RunConfig, ScalingConfig

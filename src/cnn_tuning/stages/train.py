@@ -12,7 +12,7 @@ import click
 
 from cnn_tuning.config import DiagnosisConfig, Recipe, TrackingConfig, recipe_of, to_plain
 from cnn_tuning.stages.command import Place, empty_folder, stage
-from cnn_tuning.stages.lineage import prepared_data, record_data, recorded
+from cnn_tuning.stages.lineage import prepared_data, record_data, recorded, stopping
 from cnn_tuning.tracking.run import Run
 
 
@@ -24,16 +24,16 @@ class TrainConfig(Recipe):
     tracking: TrackingConfig
 
 
-def run(config: TrainConfig, place: Place) -> None:
-    """Fit, and keep the best network with its history."""
+def run(config: TrainConfig, place: Place, kind: str = "train") -> None:
+    """Fit, and keep the best network with its history; `kind` is that of its run."""
     recipe = recipe_of(config)
     out, sheet = place.outputs / place.baseline, place.outputs / place.training
     for folder in (out, sheet):
         empty_folder(folder)
-    name = f"train {config.model.name} seed {config.seed}"
-    params = recorded(to_plain(recipe), place)
+    name = f"{kind} {config.model.name} seed {config.seed}"
+    params = recorded(to_plain(recipe) | stopping(config.diagnosis), place)
     unfinished = any((place.outputs / place.state / "train").glob("*/checkpoints.json"))
-    with Run.start(config.tracking, name=name, kind="train", params=params, goes_on=unfinished) as tracked:
+    with Run.start(config.tracking, name=name, kind=kind, params=params, goes_on=unfinished) as tracked:
         _fit(config, place, out, sheet, tracked)
 
 

@@ -8,7 +8,7 @@ its first seed is the experiment's, and that model is the tuned one: no seed is 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -29,7 +29,7 @@ from cnn_tuning.config import (
 )
 from cnn_tuning.errors import UserError
 from cnn_tuning.stages.command import Place, empty_folder, gather_plots, stage
-from cnn_tuning.stages.lineage import prepared_data, record_data, recorded
+from cnn_tuning.stages.lineage import prepared_data, record_data, recorded, stopping
 from cnn_tuning.tracking.run import Run
 
 
@@ -55,7 +55,8 @@ def run(config: TuneConfig, place: Place) -> None:
     from cnn_tuning.training.resume import Interrupted
 
     recipe = recipe_of(config)
-    params = recorded(to_plain(recipe) | {"search": to_plain(config.search)}, place)
+    own = to_plain(recipe) | {"search": to_plain(config.search)} | stopping(config.diagnosis)
+    params = recorded(own, place)
     try:
         with Run.start(
             config.tracking,
@@ -83,9 +84,9 @@ def _is_begun(config: TuneConfig, recipe: Recipe, place: Place) -> bool:
     from cnn_tuning.search.storage import open_storage
     from cnn_tuning.training.resume import code_digest
 
-    name = study_name(
-        config.search, question_of(config.search, recipe, prepared_data(place).meta.digest, code_digest())
-    )
+    price = config.tracking.price_per_hour
+    question = question_of(config.search, recipe, prepared_data(place).meta.digest, code_digest(), price)
+    name = study_name(config.search, question)
     try:
         studies = open_storage(config.search.storage, folder).get_all_studies()
     except UserError:  # the search says so itself
@@ -109,10 +110,10 @@ def _search(config: TuneConfig, recipe: Recipe, place: Place, out: Path, tracked
         tracked=tracked,
         tracking=config.tracking,
     )
-    outcome = write_outcome(out, study, config.search, recipe)
+    outcome = write_outcome(out, study, config.search, recipe, config.tracking.price_per_hour)
     tracked.log_metrics(outcome.metrics())
     tracked.set_tags(outcome.tags())
-    click.echo(outcome.sentence)
+    click.echo(" ".join(filter(None, (outcome.sentence, outcome.caveat))))
     return changes_of(config.search, outcome.best_params)
 
 
@@ -128,7 +129,7 @@ def _refit(config: TuneConfig, recipe: Recipe, place: Place, model: Path, out: P
         sheet = place.outputs / place.refit if number == 0 else folder.with_name(f"{seeded.seed} sheet")
         for needed in (folder, sheet) if number else (sheet,):
             empty_folder(needed)
-        params = flatten(to_plain(seeded))
+        params = flatten(to_plain(seeded) | stopping(config.diagnosis))
         kept = place.outputs / place.state / "tuned" / str(seeded.seed)
         with Run.start(
             config.tracking,
@@ -158,9 +159,20 @@ def _refit(config: TuneConfig, recipe: Recipe, place: Place, model: Path, out: P
     for state in states:
         state.remove()
     values = [float(row["val/accuracy"]) for row in rows]
-    spread = f" ± {stdev(values):.2%} over {len(values)} seeds" if len(values) > 1 else ""
     tracked.log_metrics({"refit/val_accuracy": mean(values)})
-    click.echo(f"{model}: refitted on the full budget, val/accuracy {mean(values):.2%}{spread}")
+    click.echo(f"{model}: refitted on the full budget, {_accuracy(values, sum(data.meta.counts['val']))}")
+
+
+def _accuracy(values: Sequence[float], images: int) -> str:
+    """Say what the refitted model (the first) reaches, with an interval over images, and the spread over seeds."""
+    from cnn_tuning.statistics import share_interval
+
+    found = share_interval(round(values[0] * images), images, 0.95)
+    spread = f"; {mean(values):.2%} ± {stdev(values):.2%} over {len(values)} seeds" if len(values) > 1 else ""
+    return (
+        f"val/accuracy {found.value:.2%} of {images:,} images (95 % interval {found.low:.2%} to {found.high:.2%}, "
+        f"another seed may differ by more){spread}"
+    )
 
 
 def _figures(best: Mapping[str, Any]) -> dict[str, Any]:

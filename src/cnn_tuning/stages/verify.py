@@ -37,7 +37,7 @@ def verify() -> None:
     expected = data_hash(Path("models/baseline"))
     locked = config.load_locked(train.TrainConfig)
     shutil.rmtree(SCRATCH, ignore_errors=True)
-    train.run(locked, Place(Path(), SCRATCH))
+    train.run(locked, Place(Path(), SCRATCH), kind="verify")
     again = SCRATCH / "models/baseline"
     found = folder_hash(again)
     if found == expected:

@@ -178,7 +178,7 @@ class _Job:
             replay.deliver()
             self.alive = lives and not progress.ended
             if not lives and not progress.ended:
-                replay.end_dead(self.start, spools.last_at(self.folder.spool, self.key))
+                replay.end_dead()
         except Exception as error:
             progress.state, progress.message = "error", store.one_line(error)
             progress.failures += 1

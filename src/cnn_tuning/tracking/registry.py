@@ -5,16 +5,19 @@ Everything here is found again by the event's tag, so a repeated call after a cr
 
 from __future__ import annotations
 
+import hashlib
+import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnn_tuning.config import TrackingConfig
-from cnn_tuning.errors import UserError
+from cnn_tuning.errors import UserError, redact
 from cnn_tuning.tracking.gate import BY_HAND, PREDICTIONS, Gate, Verdict, decide, read_predictions
-from cnn_tuning.tracking.store import DENIED, is_permanent, open_store, refused, sqlite_path, tracking_uri
+from cnn_tuning.tracking.store import DENIED, open_store, refused, sqlite_path, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,6 +28,8 @@ EVENT_TAG = "cnn_tuning.event"
 # files, so that who may write only those cannot put others in their place.
 BUNDLE_TAG = "cnn_tuning.bundle_sha256"
 ATTEMPTS = 5
+KEPT_MOVING = "not promoted: the alias kept moving; register again"
+SETTLE_S = 1.0  # longer than a request takes that another host sends after it has looked at the alias
 
 
 def register(client: MlflowClient, uri: str, run_id: str, event: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -47,7 +52,8 @@ def register(client: MlflowClient, uri: str, run_id: str, event: dict[str, Any],
             reason = client.get_model_version(name, version.version).tags.get("gate")
             verdict = Verdict(reason.startswith("promoted"), reason) if reason else None
             if verdict is None:
-                verdict = _pass_gate(client, event, version, folder / event["predictions"])
+                wait_s = 0.0 if sqlite_path(uri) else SETTLE_S
+                verdict = _pass_gate(client, event, version, folder / event["predictions"], wait_s)
     except MlflowException as error:
         if error.error_code != DENIED:
             raise
@@ -97,7 +103,7 @@ def _make_registered_model(client: MlflowClient, name: str) -> None:
     try:
         client.create_registered_model(name)
     except MlflowException as error:
-        if not is_permanent(error):
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
 
 
@@ -161,15 +167,17 @@ def _versions(client: MlflowClient, event: dict[str, Any]) -> list[ModelVersion]
     return sorted(found, key=lambda version: int(version.version))
 
 
-def _pass_gate(client: MlflowClient, event: dict[str, Any], version: ModelVersion, predictions: Path) -> Verdict:
+def _pass_gate(
+    client: MlflowClient, event: dict[str, Any], version: ModelVersion, predictions: Path, settle_s: float
+) -> Verdict:
     """Compare with the champion, move the alias if the gate opens, and write the reason on the version.
 
-    A server offers no compare-and-set on an alias. So the alias is read again just before and just after it is
-    set, and who finds another version there compares with that one; two hosts that promote within the same few
-    milliseconds may leave either of the two, never a third and never none.
+    A server offers no compare-and-set on an alias. So the alias is read again just before it is set and a while
+    (`settle_s`) after, and who finds another version there compares with that one: of two hosts that promote at
+    the same moment the better one stays.
     """
     name, alias, gate = event["name"], event["alias"], Gate(**event["gate"])
-    verdict = Verdict(False, "not promoted: the alias kept moving; register again")
+    verdict = Verdict(False, KEPT_MOVING)
     for _ in range(ATTEMPTS):
         champion = champion_of(client, name, alias)
         if champion is not None and str(champion.version) == str(version.version):
@@ -180,10 +188,14 @@ def _pass_gate(client: MlflowClient, event: dict[str, Any], version: ModelVersio
         if _number(champion_of(client, name, alias)) != _number(champion):
             continue
         client.set_registered_model_alias(name, alias, str(version.version))
+        time.sleep(settle_s)
         if _number(champion_of(client, name, alias)) == _number(version):
             break
-    if _number(champion_of(client, name, alias)) == _number(version) and not verdict.promoted:
+    has_it = _number(champion_of(client, name, alias)) == _number(version)
+    if has_it and not verdict.promoted:
         verdict = Verdict(True, "promoted: it has the alias already")
+    elif verdict.promoted and not has_it:
+        verdict = Verdict(False, KEPT_MOVING)
     description = f"{event['description']}\n\n{verdict.reason}".strip()
     client.update_model_version(name, str(version.version), description=description)
     client.set_model_version_tag(name, str(version.version), "gate", verdict.reason)
@@ -220,12 +232,14 @@ def _number(version: ModelVersion | None) -> str | None:
 
 @contextmanager
 def _one_at_a_time(uri: str) -> Iterator[None]:
-    """Let one process at a time through the gate of a SQLite store; a server's gate looks again instead."""
+    """Let one process of this host at a time through the gate of a store; among hosts the gate looks again."""
     from filelock import FileLock
 
     path = sqlite_path(uri)
     if path is None:
-        yield
-        return
+        # A user's own: in a folder that all may write nobody can open another's file.
+        user = os.getuid() if hasattr(os, "getuid") else ""
+        name = hashlib.sha256(f"{user} {redact(uri)}".encode()).hexdigest()
+        path = Path(tempfile.gettempdir()) / f"cnn-tuning-{name[:16]}"
     with FileLock(f"{path}.registry.lock", timeout=300):
         yield

@@ -70,10 +70,12 @@ class Replay:
             if end != getattr(self.progress, name):
                 self._acknowledge(name, end)
 
-    def end_dead(self, start: dict[str, Any], last_at: int) -> None:
+    def end_dead(self) -> None:
         """End the run of a process that is gone without a word; a later end in its spool still counts."""
-        hours = max(0, last_at - start["at"]) / 3.6e6
-        values = expenses(hours, start["price_per_hour"])
+        events = [event for event, _ in spools.read(self.events, 0)]
+        last_at = max(event["at"] for event in events)
+        seconds, usd = spools.spent(events)
+        values = {"time/seconds": seconds, "cost/usd": usd}
         self._single({"event": "metrics", "at": last_at, "step": 0, "values": values})
         self._single(
             {
@@ -133,7 +135,11 @@ class Replay:
         except Exception as error:
             if not is_permanent(error):
                 raise
-            self._reject(f"{event['event']}: {one_line(error)}")
+            reason = one_line(error)
+            if event["event"] == "register":
+                said = {"reason": f"not registered: {reason}", "promoted": False, "refused": True}
+                self.progress.registered = {"name": event["name"], "alias": event["alias"], **said}
+            self._reject(f"{event['event']}: {reason}")
 
     def _reject(self, reason: str) -> None:
         self.progress.rejected = [*self.progress.rejected, reason][-20:]
@@ -220,11 +226,6 @@ class Replay:
             self.client.log_artifacts(self.run_id, str(path), inside)
         else:
             self.client.log_artifact(self.run_id, str(path), folder)
-
-
-def expenses(hours: float, price_per_hour: float) -> dict[str, float]:
-    """Return the metrics that say how long a run took and what it cost."""
-    return {"time/seconds": hours * 3600, "cost/usd": hours * price_per_hour}
 
 
 def param_text(value: Any) -> str:

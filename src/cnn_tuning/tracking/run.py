@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from cnn_tuning.config import TrackingConfig
-from cnn_tuning.errors import UserError, redact, redact_values
+from cnn_tuning.errors import CutOff, UserError, redact, redact_values
 from cnn_tuning.tracking import facts, spool, store
 from cnn_tuning.tracking.gate import PREDICTIONS, Gate, read_predictions
 
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 FAILURE_WAIT_S = 3.0
-TEXT = {".yaml", ".yml", ".json", ".txt", ".md", ".log", ".toml", ".ini"}
+TOLD = 3  # of what a store refused
+TEXT = {".yaml", ".yml", ".json", ".txt", ".md", ".log", ".toml", ".ini", ".csv", ".html"}
+TEXT_BYTES = 10_000_000  # a few seconds' reading; what is longer is data
+_PICTURE = re.compile(r"(data:image/[\w+.-]+;base64,[A-Za-z0-9+/=]*)")
 _deliverers: list[subprocess.Popen[bytes]] = []
 _started: set[str] = set()  # by this process: the store was looked at for the first of them
 
@@ -38,7 +41,8 @@ class Delivery:
     """Where a finished run is: in the store, or in the spool for a later `cnn-tuning sync`.
 
     `key` names the run in the spool. `registered` has name, alias, version, promoted and reason of a model that
-    the run registered.
+    the run registered; no version where the store made none, and `refused` where it never will. `rejected`: what
+    the store refused for good, with its reasons.
     """
 
     key: str
@@ -47,6 +51,7 @@ class Delivery:
     uri: str
     message: str
     registered: dict[str, Any] | None
+    rejected: tuple[str, ...] = ()
 
 
 class Run:
@@ -59,6 +64,7 @@ class Run:
         self.delivery: Delivery | None = None
         self._writer = writer
         self._began = time.time()
+        self._before = 0.0, 0.0  # seconds and dollars
         self._events = 0
 
     @classmethod
@@ -95,7 +101,7 @@ class Run:
         now = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         about = {"name": redact(name), "kind": kind, "parent": parent, "experiment": config.experiment}
         before = spool.interrupted(folder, about, redact_values(params)) if goes_on else None
-        key, already_s = before or (f"{now}-{re.sub(r'[^a-z0-9]+', '-', kind)}-{secrets.token_hex(4)}", already_s)
+        key = before[0] if before else f"{now}-{re.sub(r'[^a-z0-9]+', '-', kind)}-{secrets.token_hex(4)}"
         writer = spool.Writer(folder, key)
         if problem:
             _say(
@@ -107,7 +113,8 @@ class Run:
         if parent is None and os.environ.get("MLFLOW_RUN_ID"):  # started by `mlflow run`
             every["mlflow.parentRunId"] = os.environ["MLFLOW_RUN_ID"]
         if before:
-            writer.append("resume", **spool.writer_identity())
+            # Another host may have another price.
+            writer.append("resume", price_per_hour=config.price_per_hour, **spool.writer_identity())
         else:
             writer.append(
                 "start",
@@ -120,7 +127,7 @@ class Run:
             )
         _started.add(key)
         run = cls(config, uri, key, writer, waits)
-        run._began -= already_s
+        run._before = before[1:] if before else (already_s, already_s / 3600 * config.price_per_hour)
         run.log_params(params)
         _start_deliverer(folder, uri)
         return run
@@ -194,8 +201,9 @@ class Run:
         """End the run and wait for its delivery: `config.wait_s` at most, 3 s if it failed."""
         if self.delivery is not None:
             return self.delivery
-        hours = (time.time() - self._began) / 3600
-        self.log_metrics({"time/seconds": hours * 3600, "cost/usd": hours * self.config.price_per_hour})
+        (seconds, usd), new = self._before, time.time() - self._began
+        usd += new / 3600 * self.config.price_per_hour
+        self.log_metrics({"time/seconds": seconds + new, "cost/usd": usd})
         self._writer.append("finish", status=status, error=redact(error))
         self._writer.close()
         _start_deliverer(self._writer.path.parent, self.uri)
@@ -204,7 +212,7 @@ class Run:
             return self.delivery
         wait_s = self.config.wait_s if status == "FINISHED" else min(FAILURE_WAIT_S, self.config.wait_s)
         self.delivery = self._wait(wait_s)
-        if self.delivery.state == "spooled":
+        if self.delivery.state == "spooled" or self.delivery.rejected:
             _say(self.delivery.message)
         return self.delivery
 
@@ -219,7 +227,7 @@ class Run:
         if error is None:
             self.finish()
             return
-        killed = isinstance(error, KeyboardInterrupt | SystemExit)
+        killed = isinstance(error, KeyboardInterrupt | SystemExit | CutOff)
         try:
             self.finish("KILLED" if killed else "FAILED", error=store.one_line(error))
         except Exception as problem:
@@ -231,9 +239,11 @@ class Run:
         while True:
             progress = spool.progress_of(self._writer.path.parent, self.key).get(written, spool.Progress())
             if progress.ended and progress.offset >= size:
-                note = f" ({len(progress.rejected)} events refused: see its tags)" if progress.rejected else ""
-                message = f"run {progress.run_id} is in {written}{note}"
-                return Delivery(self.key, "delivered", progress.run_id, written, message, progress.registered)
+                rejected = tuple(progress.rejected)
+                message = f"run {progress.run_id} is in {written}{_refused(rejected)}"
+                return Delivery(
+                    self.key, "delivered", progress.run_id, written, message, progress.registered, rejected
+                )
             failed = progress.state == "error" and progress.failures >= 2 and progress.attempt_at > began
             if failed or time.time() - began >= wait_s:
                 why = progress.message or f"no delivery within {wait_s:g} s"
@@ -260,7 +270,9 @@ def attach(config: TrackingConfig, ended: Sequence[Delivery], path: Path, folder
     _start_deliverer(spooled, uri)
     for run, delivery in zip(runs, ended, strict=True):
         if delivery.state == "delivered":
-            run._wait(config.wait_s)
+            late = run._wait(config.wait_s)
+            if late.rejected != delivery.rejected:
+                _say(late.message)
 
 
 @functools.cache
@@ -290,11 +302,20 @@ def _start_deliverer(folder: Path, uri: str) -> None:
     )
 
 
+def _refused(rejected: Sequence[str]) -> str:
+    if not rejected:
+        return ""
+    what = "1 event" if len(rejected) == 1 else f"{len(rejected)} events"
+    more = "; see its tags for all" if len(rejected) > TOLD else ""
+    return f", which refused {what}: {'; '.join(rejected[:TOLD])}{more}"
+
+
 def _redact_file(path: Path) -> None:
-    if path.suffix not in TEXT or not path.is_file() or path.stat().st_size > 1_000_000:
+    if path.suffix not in TEXT or not path.is_file() or path.stat().st_size > TEXT_BYTES:
         return
     text = path.read_text(errors="replace")
-    clean = redact(text)
+    # Pictures inside a page hold no text, and would take most of the time.
+    clean = "".join(part if i % 2 else redact(part) for i, part in enumerate(_PICTURE.split(text)))
     if clean != text:
         path.write_text(clean)
 

@@ -21,7 +21,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -159,8 +159,14 @@ def start_of(spool: Path, key: str) -> dict[str, Any] | None:
     return event
 
 
-def interrupted(spool: Path, about: Mapping[str, Any], params: Mapping[str, Any]) -> tuple[str, float] | None:
-    """Return the newest run of the same name, kind, parent and parameters, and its seconds, if it was cut off."""
+def interrupted(
+    spool: Path, about: Mapping[str, Any], params: Mapping[str, Any]
+) -> tuple[str, float, float] | None:
+    """Return the newest run of the same name, kind, parent and parameters if it was cut off.
+
+    Returns:
+        its key, and what `spent` says of it.
+    """
     for key in reversed(keys(spool)):
         path = spool / f"{key}.jsonl"
         opening, _ = next(read(path, 0), ({}, 0))
@@ -175,9 +181,29 @@ def interrupted(spool: Path, about: Mapping[str, Any], params: Mapping[str, Any]
         here = writer["host"] == platform.node()  # of another machine: that host is gone, its work came here
         if here and not is_ending(spool, key) and writer_alive(writer, 0.0):
             return None  # it is being trained at this moment
-        spent = [e["values"]["time/seconds"] for e in events if "time/seconds" in e.get("values", {})]
-        return key, spent[-1] if spent else 0.0
+        return key, *spent(events)
     return None
+
+
+def spent(events: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
+    """Return the seconds and US dollars of a run; where its process ended without a word, up to its last event."""
+    seconds = usd = price = 0.0
+    began: int | None = None
+    last = 0
+    for event in events:
+        if event["event"] in ("start", "resume"):
+            if began is not None:
+                seconds, usd = _added(seconds, usd, last - began, price)
+            began = last = event["at"]
+            price = event.get("price_per_hour", price)
+        elif event["event"] == "metrics" and "time/seconds" in event["values"]:
+            seconds, usd, began = event["values"]["time/seconds"], event["values"].get("cost/usd", usd), None
+        last = max(last, event["at"])
+    return (seconds, usd) if began is None else _added(seconds, usd, last - began, price)
+
+
+def _added(seconds: float, usd: float, milliseconds: float, price_per_hour: float) -> tuple[float, float]:
+    return seconds + milliseconds / 1000, usd + milliseconds / 3.6e6 * price_per_hour
 
 
 def drop_files(spool: Path, key: str, end: int) -> None:
@@ -191,14 +217,6 @@ def drop_files(spool: Path, key: str, end: int) -> None:
         for name in ("file", "model", "predictions"):
             if name in event and (found := re.match(r"files/\d+(?=/)", event[name])):
                 shutil.rmtree(folder / found[0], ignore_errors=True)
-
-
-def last_at(spool: Path, key: str) -> int:
-    """Return the time of a run's last event, in milliseconds (0: none)."""
-    last = 0
-    for event, _ in read(spool / f"{key}.jsonl", 0):
-        last = max(last, event["at"])
-    return last
 
 
 def is_ending(spool: Path, key: str) -> bool:

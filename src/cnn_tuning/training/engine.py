@@ -23,7 +23,7 @@ from cnn_tuning.models.bundle import Specification
 from cnn_tuning.models.network import Network
 from cnn_tuning.training.assembly import assemble
 from cnn_tuning.training.classifier import Classifier
-from cnn_tuning.training.ranks import ALONE, Beside, Ranks
+from cnn_tuning.training.ranks import ALONE, Beside, Ranks, agree_on
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ def build(
 
         learner = whole = convert_sync_batchnorm(whole)
     batches = DataModule(learnt, recipe, place[0], ranks.share, ranks.local_world)
+    if ranks.world > 1 and recipe.trainer.stream is not None:
+        from cnn_tuning.data.stream import StreamedBatches
+
+        assert isinstance(batches.train, StreamedBatches)
+        agree_on({"the index of trainer.stream": batches.train.shards.index.own_digest})
     per_epoch = len(batches.train)
     module = Classifier(learner, recipe, per_epoch * recipe.trainer.max_epochs, per_epoch, ranks)
     return Engine(whole, learner, learnt, batches, module)

@@ -20,6 +20,8 @@ from pytorch_lightning.utilities.model_summary import ModelSummary
 
 from cnn_tuning.config import Recipe, patch, to_plain
 from cnn_tuning.data.packed import PackedData
+from cnn_tuning.data.shards import index_for
+from cnn_tuning.data.shards import place_of as place_of_shards
 from cnn_tuning.errors import UserError
 from cnn_tuning.models.bundle import Specification
 from cnn_tuning.models.network import Network
@@ -28,7 +30,7 @@ from cnn_tuning.training.engine import Engine, build, place_of, prepare_process,
 from cnn_tuning.training.features import FeatureData
 from cnn_tuning.training.memory import is_out_of_memory
 from cnn_tuning.training.progress import FitProgress
-from cnn_tuning.training.ranks import least_batch, told_by_first, with_devices
+from cnn_tuning.training.ranks import least_batch, outer_ranks, told_by_first, with_devices
 from cnn_tuning.training.resume import Keeper, State
 from cnn_tuning.training.start import specification_of, tell_of_start
 from cnn_tuning.training.together import together
@@ -50,7 +52,8 @@ class Fitted:
     `recipe` is the one that was followed: of a smaller batch than asked for where memory ran out and
     `trainer.on_out_of_memory` says so.
     `history`: a row an epoch (`epoch`, `step`, `split/metric`); `best`: the row that `monitor` chose.
-    `seconds`: wall time of `setup`, `fit` and its part `train` (without measuring). `layers`: a table.
+    `seconds`: wall time of `setup`, `fit` and its part `train` (without measuring); but for `setup` with what was
+    trained before an interruption. `layers`: a table.
     `threads` are of each of the `processes`; `samples_per_second` of all.
     `state` is what a repetition would go on from: remove it once the results are written. `features`: what the
     frozen backbone makes of the pictures, where the head was trained on that.
@@ -86,6 +89,7 @@ def fit(
     """Train by the recipe, going on from an interrupted fit of the same recipe, data and code.
 
     `log` receives `split/metric` values and the step after each epoch. `brief`: no line an epoch in a log file.
+    A callback that may end the training says by what: plain values in its `decides`.
 
     Raises:
         Interrupted: a signal came; the state is saved.
@@ -104,6 +108,12 @@ def fit(
         # Outside the handler, where the failed step's tensors are no longer held by the exception.
         gc.collect()
         torch.cuda.empty_cache()
+        outer = outer_ranks()
+        if outer is not None and outer.world > 1:  # the others wait in the middle of the step that failed
+            raise OutOfMemory(
+                f"out of memory at batch size {settings.batch_size} ({reason}): lower trainer.batch_size; it is "
+                "not halved where another launcher has started the processes"
+            )
         if settings.on_out_of_memory == "fail" or settings.batch_size // 2 < least_batch(recipe):
             raise OutOfMemory(
                 f"out of memory at batch size {settings.batch_size} ({reason}): lower trainer.batch_size, or set "
@@ -128,7 +138,7 @@ def _fit(
 ) -> Fitted:
     began = time.monotonic()
     place_of(recipe)
-    state = State(state_folder, recipe, data.meta.digest)
+    state = State(state_folder, recipe, data.meta.digest, _more(recipe, data, callbacks))
     for line in state.explain_others():
         print(line, file=sys.stderr)
     specification = specification_of(recipe, data.meta)
@@ -152,11 +162,11 @@ def _fit(
             engine.batches.train.begin_at(*divmod(step, engine.module.steps_per_epoch))
             print(f"going on from {checkpoint} at step {step} of {engine.module.steps}", file=sys.stderr)
         layers = layer_table(engine.whole, specification.shape)
-        ready = time.monotonic()
+        ready = clock.began = time.monotonic()
         trainer.fit(
             engine.module, engine.batches, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True
         )
-        done = time.monotonic()
+        fitting = clock.fitting()
     return Fitted(
         recipe=recipe,
         network=_best_network(engine, specification, keeper).eval(),
@@ -164,7 +174,7 @@ def _fit(
         specification=specification,
         history=keeper.history,
         best=keeper.best,
-        seconds={"setup": ready - began, "fit": done - ready, "train": clock.training},
+        seconds={"setup": ready - began, "fit": fitting, "train": clock.training},
         samples_per_second=clock.samples / max(clock.training, 1e-9),
         resumed_from=step,
         layers=layers,
@@ -174,6 +184,17 @@ def _fit(
         processes=ranks.world,
         features=engine.learnt if isinstance(engine.learnt, FeatureData) else None,
     )
+
+
+def _more(recipe: Recipe, data: PackedData, callbacks: Sequence[Callback]) -> dict[str, Any]:
+    """Return what decides the weights besides recipe, data and code: the shards, and what may end the fit."""
+    more: dict[str, Any] = {}
+    if recipe.trainer.stream is not None:
+        place = place_of_shards(recipe.trainer.stream)
+        more["trainer.stream.index"] = index_for(place, data.meta.digests["train"], data.path).own_digest
+    for callback in callbacks:
+        more |= getattr(callback, "decides", {})
+    return more
 
 
 def _best_network(engine: Engine, specification: Specification, keeper: Keeper) -> Network:
@@ -210,13 +231,20 @@ class _Clock(Callback):
     def __init__(self, log: Log | None) -> None:
         self.send = log
         self.training = self.since = 0.0
+        self.before = self.began = 0.0
         self.samples = 0
 
+    def fitting(self) -> float:
+        """Return the seconds since the fit began, with those of the processes before an interruption."""
+        return self.before + time.monotonic() - self.began
+
     def state_dict(self) -> dict[str, Any]:
-        return {"training": self.training + time.monotonic() - self.since, "samples": self.samples}
+        training = self.training + time.monotonic() - self.since
+        return {"training": training, "samples": self.samples, "fitting": self.fitting()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.training, self.samples = state_dict["training"], state_dict["samples"]
+        self.before = state_dict["fitting"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.since = time.monotonic()

@@ -16,7 +16,7 @@ import traceback
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cnn_tuning.errors import UserError
 from cnn_tuning.machine import share_cores
@@ -117,8 +117,7 @@ def main() -> None:
     status = _followed(place)
     sys.stdout.flush()
     sys.stderr.flush()
-    # Threads of a process group whose other ends are gone may abort an ordinary exit, and hide the status.
-    os._exit(status)
+    _leave(status)
 
 
 def _followed(place: Place) -> int:
@@ -149,7 +148,19 @@ def _end_with_input() -> None:
     """Leave at once when whoever started this process closes its input or is gone."""
     while os.read(0, 1):
         pass
-    os._exit(0)
+    _leave(0)
+
+
+def _leave(status: int) -> NoReturn:
+    """Exit at once, but for the cache of shards.
+
+    Threads of a process group whose other ends are gone may abort an ordinary exit, and hide the status.
+    """
+    try:
+        if (stream := sys.modules.get("cnn_tuning.data.stream")) is not None:
+            stream.forget()
+    finally:
+        os._exit(status)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +78,11 @@ def outer_ranks() -> Ranks | None:
 
 def agree(data_digest: str) -> None:
     """Compare data and code of all processes; raises the same `UserError` in each where one has others."""
-    own = {"data/prepared": data_digest, "the code": code_digest()}
+    agree_on({"data/prepared": data_digest, "the code": code_digest()})
+
+
+def agree_on(own: Mapping[str, str]) -> None:
+    """Compare digests of all processes, by what they are of; raises as `agree`."""
     text = json.dumps(own).encode().ljust(_DIGESTS)
     mine = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(_exchanged_on())
     theirs = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
@@ -88,7 +93,7 @@ def agree(data_digest: str) -> None:
             if other[what] != digest:
                 raise UserError(
                     f"{what} of rank {rank} differs from that of rank 0 ({other[what][:12]} and {digest[:12]}): "
-                    "all machines need the same prepared data and the same version of the code"
+                    "all machines need the same prepared data, shards and version of the code"
                 )
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints to go on from, under a key of (recipe, data, code), and what interrupts a fit.
+"""Checkpoints to go on from, under a key of (recipe, data, code, what else decides), and what interrupts a fit.
 
 A state folder holds `recipe.json` (what it belongs to) and numbered checkpoints with their SHA-256 in
 `checkpoints.json`. A checkpoint is written beside, synced and renamed; the one before is kept, so a file
@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -63,8 +64,9 @@ def code_digest() -> str:
 class State:
     """The resumable state of one fit under `folder`/`key`."""
 
-    def __init__(self, folder: Path, recipe: Recipe, data_digest: str) -> None:
-        self.recipe = flatten(to_plain(recipe)) | {"data": data_digest, "code": code_digest()}
+    def __init__(self, folder: Path, recipe: Recipe, data_digest: str, more: Mapping[str, Any] = {}) -> None:
+        """Name the folder; `more`: plain values that decide the weights, too."""
+        self.recipe = flatten(to_plain(recipe)) | {"data": data_digest, "code": code_digest(), **more}
         key = hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()[:16]
         self.path = folder / key
 

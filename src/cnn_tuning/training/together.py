@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 from cnn_tuning.config import Recipe
 from cnn_tuning.data.packed import PackedData
-from cnn_tuning.errors import UserError
+from cnn_tuning.errors import CutOff, UserError
 from cnn_tuning.processes import how_ended, last_words, start
 from cnn_tuning.training.features import uses_cache
 from cnn_tuning.training.follower import ARRIVED, LOST, MEMORY, PATIENCE, Place, meet
@@ -96,6 +96,9 @@ def together(recipe: Recipe, data: PackedData, folder: Path, name: str) -> Itera
         UserError: another process failed, or is not like this one.
         MemoryError: another ran out of memory.
     """
+    outer = outer_ranks()
+    if outer is not None:
+        _check_outer(outer, recipe)
     if world_of(recipe) == 1:
         yield ALONE
         return
@@ -104,7 +107,6 @@ def together(recipe: Recipe, data: PackedData, folder: Path, name: str) -> Itera
         yield ALONE
         return
     _check_batches(recipe, data)
-    outer = outer_ranks()
     if outer is not None:
         yield _with_outer(outer, recipe, data)
         return
@@ -133,12 +135,27 @@ def together(recipe: Recipe, data: PackedData, folder: Path, name: str) -> Itera
         followers.end()
 
 
-def _with_outer(outer: Ranks, recipe: Recipe, data: PackedData) -> Ranks:
+def _check_outer(outer: Ranks, recipe: Recipe) -> None:
+    """Raise `UserError` where each of the launcher's processes would train alone, or wait for one that does."""
     if outer.world != world_of(recipe):
         raise UserError(
             f"another launcher has started {outer.world} processes, but trainer.devices × trainer.num_nodes is "
             f"{world_of(recipe)}: make them equal"
         )
+    if outer.world > 1:
+        check_takes_several(recipe)
+
+
+def check_takes_several(recipe: Recipe) -> None:
+    """Raise `UserError` for a recipe that one process trains, whatever its number of devices."""
+    if uses_cache(recipe):
+        raise UserError(
+            "a head on features that are computed once is trained by one process: start it without a launcher, or "
+            "set trainer.finetune.cache_features: no"
+        )
+
+
+def _with_outer(outer: Ranks, recipe: Recipe, data: PackedData) -> Ranks:
     if outer.rank > 0:
         raise UserError(f"rank {outer.rank}: only rank 0 calls fit; the others call training.follower.follow")
     if not dist.is_initialized():
@@ -238,11 +255,11 @@ def _reason(followers: Followers, store: dist.TCPStore, error: RuntimeError) -> 
         if gone is not None and gone.process.returncode == MEMORY:
             return MemoryError(f"rank {gone.rank}: {last_words(gone.log)}")
         if gone is not None and gone.process.returncode != LOST:
-            return UserError(f"{gone.fate()}; the same command goes on from the last checkpoint")
+            return CutOff(f"{gone.fate()}; the same command goes on from the last checkpoint")
         if (word := _word_of_nodes(store)) is not None:
-            return UserError(f"{word}; the same command goes on from the last checkpoint")
+            return CutOff(f"{word}; the same command goes on from the last checkpoint")
         time.sleep(0.1)
-    return UserError(
+    return CutOff(
         f"another process of the training is gone ({str(error).splitlines()[0]}); the same command goes on from "
         "the last checkpoint"
     )

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cnn_tuning.diagnosis.findings import Finding, fired, not_evaluated, ok
 from cnn_tuning.diagnosis.recording import Data, Recording
-from cnn_tuning.diagnosis.rules.data import NO_DATA, SHOWN, listed
+from cnn_tuning.diagnosis.rules.data import NO_DATA, SHOWN, compared_images, listed
 from cnn_tuning.diagnosis.rules.generalisation import bounds
 from cnn_tuning.diagnosis.rules.remedy import Patch
 
@@ -39,10 +39,12 @@ def low_recall(recording: Recording, *, recall: float) -> Finding:
     least = min(found, key=lambda c: found[c])
     evidence = {
         "recall": {data.classes[c]: share for c, share in found.items()},
-        "too few images": [data.classes[c] for c in np.flatnonzero(images < FEWEST_IMAGES)],
+        "too few images": _few(data, images),
         "classes": [data.classes[c] for c in low],
     }
     told = f"{found[least]:.1%} of {images[least]:,} images of {data.classes[least]!r} are found"
+    if not low and _mostly_few(images):
+        return not_evaluated(rule, f"{_told_few(images)}; {told}", evidence)
     if not low:
         return ok(rule, f"{told}, the least of all classes", evidence)
     return fired(
@@ -82,7 +84,9 @@ def confused_pairs(recording: Recording, *, share: float, images: float) -> Find
         {"class": data.classes[x], "taken for": data.classes[y], "images": int(wrong[x, y]), "share": rates[x, y]}
         for x, y in pairs[:SHOWN]
     ]
-    evidence = {"pairs": shown, "worst share": float(rates[a, b])}
+    evidence = {"pairs": shown, "worst share": float(rates[a, b]), "too few images": _few(data, totals)}
+    if not pairs and _mostly_few(totals):
+        return not_evaluated(rule, f"{_told_few(totals)}; {told}", evidence)
     if not pairs:
         return ok(rule, told if wrong.any() else "no validation image is taken for another class", evidence)
     more = f"; {len(pairs)} pairs in all" if len(pairs) > 1 else ""
@@ -100,7 +104,7 @@ def label_errors(recording: Recording, *, share: float, images: float, gain: flo
     rule, data = "label_errors", recording.data
     if data is None or not _answered(data):
         return not_evaluated(rule, NO_DATA)
-    conflicting, trained = data.conflicting, max(int(data.counts.sum()), 1)
+    conflicting, trained = data.conflicting, max(compared_images(data), 1)
     contradicted = conflicting >= images and conflicting / trained > share
     present = np.unique(data.labels)
     judged = len(present) > 1 and _learnt(data, gain)
@@ -137,6 +141,21 @@ def confusion(data: Data) -> NDArray[np.int64]:
     count = len(data.classes)
     answers = data.probabilities.argmax(axis=1)
     return np.bincount(data.labels * count + answers, minlength=count * count).reshape(count, count)
+
+
+def _few(data: Data, images: NDArray[np.int64]) -> list[str]:
+    """Return the classes of which nothing is told."""
+    return [data.classes[c] for c in np.flatnonzero(images < FEWEST_IMAGES)]
+
+
+def _mostly_few(images: NDArray[np.int64]) -> bool:
+    """Return whether most classes have too few images: that the others do well says little."""
+    return bool((images < FEWEST_IMAGES).mean() > 0.5)
+
+
+def _told_few(images: NDArray[np.int64]) -> str:
+    enough = int((images >= FEWEST_IMAGES).sum())
+    return f"{enough} of {len(images)} classes have {FEWEST_IMAGES} validation images"
 
 
 def _answered(data: Data) -> bool:

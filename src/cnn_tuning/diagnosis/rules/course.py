@@ -66,6 +66,14 @@ def course_of(recording: Recording) -> Course | str:
     )
 
 
+def unfinished(recording: Recording) -> str:
+    """Return how far a training is that is not over, or was given up; empty where it came to its end."""
+    curves = recording.curves
+    if recording.data is not None or len(curves.loss) >= curves.planned_steps:
+        return ""
+    return f"the training is at step {len(curves.loss):,} of {curves.planned_steps:,}"
+
+
 def smoothing_floor(recording: Recording, first: float) -> float:
     """Return the least mean loss that label smoothing allows."""
     smoothing = float(recording.recipe["trainer.label_smoothing"])

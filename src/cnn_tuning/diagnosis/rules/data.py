@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cnn_tuning.diagnosis.findings import Finding, fired, not_evaluated, ok
-from cnn_tuning.diagnosis.recording import Recording
+from cnn_tuning.diagnosis.recording import Data, Recording
 
 # Positions and names shown; the rest is counted.
 SHOWN = 20
@@ -68,13 +68,18 @@ def leakage(recording: Recording, *, images: float) -> Finding:
     if data is None or len(data.labels) == 0:
         return not_evaluated(rule, NO_DATA)
     shared = data.shared.reshape(-1, 2)
-    found = len(np.unique(shared[:, 1]))
+    found, compared, trained = len(np.unique(shared[:, 1])), compared_images(data), int(data.counts.sum())
     evidence = {
         "images in both": found,
         "share of validation": found / len(data.labels),
+        "training images compared": compared,
         "positions (train, val)": shared[:SHOWN].tolist(),
         "repeated in training": data.repeated,
     }
+    if found < images and compared < trained:
+        some = f"{found} validation images are" if found else "no validation image is"
+        reason = f"{compared:,} of {trained:,} training images were compared: {some} among them"
+        return not_evaluated(rule, reason, evidence)
     if found < images:
         some = f"{found} of {len(data.labels):,}" if found else "no"
         return ok(rule, f"{some} validation images are in the training split", evidence)
@@ -85,6 +90,11 @@ def leakage(recording: Recording, *, images: float) -> Finding:
         evidence=evidence,
         advice="remove repeated images from the raw data before it is split",
     )
+
+
+def compared_images(data: Data) -> int:
+    """Return how many training images were compared with each other and with the validation split's."""
+    return int(data.counts.sum()) if data.compared is None else data.compared
 
 
 def listed(names: list[str]) -> str:

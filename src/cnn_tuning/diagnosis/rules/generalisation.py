@@ -9,12 +9,14 @@ import numpy as np
 
 from cnn_tuning.diagnosis.findings import Finding, fired, not_evaluated, ok
 from cnn_tuning.diagnosis.recording import Recording
-from cnn_tuning.diagnosis.rules.course import Values, course_of, creeps, exploded_at, mean_of
+from cnn_tuning.diagnosis.rules.course import Values, course_of, creeps, exploded_at, mean_of, unfinished
 from cnn_tuning.diagnosis.rules.remedy import Patch, loosened, rate_of, regularised, rounded, suggested_rate
 
 CONFIDENCE = 0.95
 # A gap is looked at after each epoch: at 95 %, one of many looks would find one by chance.
 GAP_CONFIDENCE = 0.99
+# A gap that is uncertain by more than so many times what is looked for is unknown: of 50 images, not of 144.
+BLUNT = 15
 # An epoch whose validation loss is above the lowest by no more is as good.
 AS_GOOD = 0.05
 # Losses that differ by less show no gap, whatever a few images' accuracies do.
@@ -113,7 +115,11 @@ def overfitting(recording: Recording, *, gap: float, rise: float) -> Finding:
     }
     told = f"{epochs.train_accuracy[-1]:.2%} on training and {epochs.val_accuracy[-1]:.2%} on validation images"
     apart = epochs.val_loss[-1] > (1 + APART) * epochs.train_loss[-1]
-    if not (apart and surely > (0 if turned else gap)):
+    sure = apart and surely > (0 if turned else gap)
+    if apart and not sure and wide > gap and wide - surely > BLUNT * gap:
+        reason = f"{told}, which may be chance: {epochs.images:,} images are too few to tell"
+        return not_evaluated(rule, reason, evidence)
+    if not sure:
         return ok(rule, f"{told}: a gap of {100 * wide:.2f} points, surely {100 * max(surely, 0):.2f}", evidence)
     remedy, action = regularised(recording.recipe)
     loss = f"; the validation loss is {risen:.0%} above that of epoch {best + 1}" if turned else ""
@@ -187,8 +193,9 @@ def _stopped(recording: Recording, epoch: int, wasted: int) -> Patch:
 def underfitting(recording: Recording, *, accuracy: float, learnt: float, falling: float) -> Finding:
     """The training images themselves are not learnt, or both losses still fell fast when the training ended."""
     rule, seen, curves = "underfitting", epochs_of(recording), recording.curves
-    if recording.data is None and len(curves.loss) < curves.planned_steps:
-        return not_evaluated(rule, f"the training is at step {len(curves.loss):,} of {curves.planned_steps:,}")
+    reason = unfinished(recording)
+    if reason:
+        return not_evaluated(rule, reason)
     if len(seen.step) == 0:
         return not_evaluated(rule, "no epoch was measured")
     reached = float(seen.train_accuracy[-1])
@@ -204,6 +211,9 @@ def underfitting(recording: Recording, *, accuracy: float, learnt: float, fallin
         "updates": updates,
         f"loss fell in the last {since} by": fall,
     }
+    if reached < accuracy <= at_most and not fast:
+        told = f"{reached:.2%} of {seen.train_images:,} training images are learnt"
+        return not_evaluated(rule, f"{told}: too few to tell that from {accuracy:.0%}", evidence)
     if at_most >= accuracy and not fast:
         return ok(rule, f"{reached:.2%} of the training images are learnt", evidence)
     if at_most < accuracy:

@@ -8,7 +8,7 @@ import numpy as np
 
 from cnn_tuning.diagnosis.findings import Finding, fired, not_evaluated, ok
 from cnn_tuning.diagnosis.recording import Recording
-from cnn_tuning.diagnosis.rules.course import Course, course_of, creeps, exploded_at
+from cnn_tuning.diagnosis.rules.course import Course, course_of, creeps, exploded_at, unfinished
 from cnn_tuning.diagnosis.rules.loss import typical_update
 from cnn_tuning.diagnosis.rules.remedy import rate_of, rounded, suggested_rate
 
@@ -72,12 +72,16 @@ def learning_rate_too_low(recording: Recording, *, left: float, factor: float, u
     if exploded_at(course, 2.0) is not None:
         return ok(rule, "the loss shot up: the rate is not too low", evidence)
     seen = []
-    if creeps(course):
+    # That a loss still falls is a fault only once nothing is left to come.
+    reason = unfinished(recording) if creeps(course) else ""
+    if creeps(course) and not reason:
         seen.append("it still falls as steadily as at first")
     if moved < update:
         seen.append(f"a median step changes no layer by more than {moved:.1e} of its size")
     if better is not None and better > factor * rate:
         seen.append(f"the range test suggests {better:.1e}")
+    if not seen and reason:
+        return not_evaluated(rule, f"{reason}, and the loss still falls")
     if not seen or (better is not None and better < rate):
         return ok(rule, f"{share:.0%} of the loss is left, but not for slowness", evidence)
     return fired(

@@ -63,6 +63,16 @@ def loosened(recipe: Recipe) -> Patch:
     return patch
 
 
+def warmed_up(recipe: Recipe) -> Patch:
+    """Return a patch to a rate that grows in a tenth of the training or longer; empty where it does already."""
+    if recipe["schedule.name"] == "one_cycle":
+        return {"schedule.initial_division": 25.0} if recipe["schedule.initial_division"] < 25 else {}
+    if recipe["schedule.name"] == "plateau":
+        return annealed(recipe)
+    epochs = rounded(int(recipe["trainer.max_epochs"]) / 10)
+    return {} if recipe["schedule.warmup_epochs"] else {"schedule.warmup_epochs": epochs}
+
+
 def annealed(recipe: Recipe) -> Patch:
     """Return a patch to a schedule that ends low; empty where it is one already."""
     if recipe["schedule.name"] in ("one_cycle", "cosine"):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnn_tuning.diagnosis.recording import Recording, Tensors
-from cnn_tuning.diagnosis.rules.remedy import Patch, rate_of, rounded
+from cnn_tuning.diagnosis.rules.remedy import Patch, Recipe, rate_of, rounded, warmed_up
 
 # Fewer samples say nothing of a training; the recorder takes as many in the first five steps.
 SAMPLES = 5
@@ -71,16 +71,38 @@ def listed(names: list[str]) -> str:
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more layers"
 
 
-def better_signal(recording: Recording) -> Patch:
-    """Return a patch that lets signals and gradients through; empty where the network has no argument for it."""
+def better_signal(recording: Recording, advice: str, since: int) -> tuple[Patch, str]:
+    """Return a patch that lets signals and gradients through, and the advice with what the patch does.
+
+    `since`: the first sample at which they did not come through. Where the network has no argument for it, a lower
+    rate may help against what began after the first update; what began before is its code's alone.
+    """
     recipe, patch = recording.recipe, good_start(recording)
     if patch:
-        return patch
+        return patch, advice
     if recipe.get("model.arguments.normalisation") is False:
         patch["model.arguments.normalisation"] = True
     if recipe.get("model.arguments.activation") in ("sigmoid", "tanh"):
         patch["model.arguments.activation"] = "relu"
-    return patch
+    if patch:
+        return patch, advice
+    if since > 0:
+        return slower(recording), f"{advice}; it began after the first update: lower the learning rate"
+    return {}, f"{advice}: in the network's code, or with another network (model=…)"
+
+
+def even_steps(recipe: Recipe) -> tuple[Patch, str]:
+    """Return a patch that lets each layer learn at the same pace, whatever its gradient's size, and what it does.
+
+    Empty where the recipe has it all.
+    """
+    if recipe["optimizer.name"] == "sgd":
+        adam = {"optimizer": {"name": "adam", "learning_rate": 1e-3}}
+        return adam, "Adam, whose steps do not depend on the gradient's size, bears it better"
+    patch = warmed_up(recipe)
+    if not recipe["trainer.gradient_clip"]:
+        patch["trainer.gradient_clip"] = 1.0
+    return patch, "a longer warm-up and clipped gradients make up for some of it" if patch else ""
 
 
 def good_start(recording: Recording) -> Patch:

@@ -9,7 +9,17 @@ from numpy.typing import NDArray
 
 from cnn_tuning.diagnosis.findings import Finding, fired, not_evaluated, ok
 from cnn_tuning.diagnosis.recording import Recording, Tensors
-from cnn_tuning.diagnosis.rules.samples import HUGE, START, better_signal, listed, missing, named, slower, typical
+from cnn_tuning.diagnosis.rules.samples import (
+    HUGE,
+    START,
+    better_signal,
+    even_steps,
+    listed,
+    missing,
+    named,
+    slower,
+    typical,
+)
 
 
 def poor_initialisation(recording: Recording, *, variance_ratio: float, gradient_spread: float) -> Finding:
@@ -21,27 +31,34 @@ def poor_initialisation(recording: Recording, *, variance_ratio: float, gradient
         return not_evaluated(rule, f"the first sampled step is {tensors.step[0]}: the start was not seen")
     variance = _known(tensors, tensors.output_variance[0])
     gradient = _known(tensors, np.where(tensors.trainable == 1, tensors.gradient_rms[0], np.nan))
-    if not variance and not gradient:
-        return not_evaluated(rule, "neither outputs nor gradients of the first step are known")
+    if len(variance) < 2 and len(gradient) < 2:
+        return not_evaluated(rule, "neither outputs nor gradients of several layers are known of the first step")
     ratio, spread = _ratio(variance), 1 / _ratio(gradient)
-    evidence = {"variance ratio": ratio, "gradient spread": spread, "variances": variance, "gradients": gradient}
+    evidence: dict[str, Any] = {"variances": variance, "gradients": gradient, "gradient spread": spread}
+    if variance:
+        evidence["variance ratio"] = ratio
     if ratio <= variance_ratio and spread >= gradient_spread:
-        return ok(
-            rule,
-            f"outputs of layers differ {ratio:.2g}-fold in variance, gradients {1 / spread:.2g}-fold",
-            evidence,
-        )
+        told = f"outputs of layers differ {ratio:.2g}-fold in variance, gradients {1 / spread:.2g}-fold"
+        if not variance:
+            told = f"gradients of layers differ {1 / spread:.2g}-fold; what they put out was not seen"
+        return ok(rule, told, evidence)
     seen = []
     if ratio > variance_ratio:
         seen.append(f"the variance of what layers put out is {_extremes(variance)}")
     if spread < gradient_spread:
         seen.append(f"the root mean square of gradients is {_extremes(gradient)}")
+    remedy, advice = better_signal(
+        recording, "start with He's (ReLU) or Glorot's (tanh, sigmoid) weights, or normalise after each layer", 0
+    )
+    if not remedy and any(gradient.values()):
+        remedy, meanwhile = even_steps(recording.recipe)
+        advice += f"; {meanwhile}" if meanwhile else ""
     return fired(
         rule,
         f"in the first step {' and '.join(seen)}",
         evidence=evidence,
-        advice="start with He's (ReLU) or Glorot's (tanh, sigmoid) weights, or normalise after each layer",
-        remedy=better_signal(recording),
+        advice=advice,
+        remedy=remedy,
         first_step=1,
     )
 
@@ -64,14 +81,16 @@ def dead_relus(recording: Recording, *, dead_share: float) -> Finding:
     worst = int(np.where(above, dead[-1], -1.0).argmax())
     since = _since(dead[:, worst] > dead_share)
     names = named(tensors.activations, above)
-    from_start = since < START
+    remedy, advice = slower(recording), "lower the learning rate, or warm up"
+    if since < START:
+        remedy, advice = better_signal(recording, "start with He's weights and a bias of 0", since)
     return fired(
         rule,
         f"{dead[-1, worst]:.0%} of the units of {tensors.activations[worst]} are dead, "
         f"above {dead_share:.0%} in {listed(names)}",
         evidence={"dead": shares, "layers": names},
-        advice="start with He's weights and a bias of 0" if from_start else "lower the learning rate, or warm up",
-        remedy=better_signal(recording) if from_start else slower(recording),
+        advice=advice,
+        remedy=remedy,
         first_step=int(tensors.step[since]),
     )
 
@@ -94,13 +113,16 @@ def saturated_activations(recording: Recording, *, saturated_share: float) -> Fi
         return ok(rule, f"at most {shares[worst]:.0%} of a layer's outputs are at a bound", evidence)
     names = [n for n, share in zip(tensors.activations, shares, strict=True) if share > saturated_share]
     held = tensors.saturated[:, worst] > saturated_share
+    remedy, advice = better_signal(
+        recording, "start with smaller weights, normalise before the activation, or use ReLUs", int(held.argmax())
+    )
     return fired(
         rule,
         f"{shares[worst]:.0%} of the outputs of {tensors.activations[worst]} ({tensors.kinds[worst]}) are at a "
         f"bound, above {saturated_share:.0%} in {listed(names)}",
         evidence={**evidence, "layers": names},
-        advice="start with smaller weights, normalise before the activation, or use ReLUs",
-        remedy=better_signal(recording),
+        advice=advice,
+        remedy=remedy,
         first_step=int(tensors.step[held][0]),
     )
 

@@ -13,6 +13,7 @@ from cnn_tuning.diagnosis.rules.samples import (
     SAMPLES,
     START,
     better_signal,
+    even_steps,
     good_start,
     listed,
     mean,
@@ -55,14 +56,21 @@ def vanishing_gradients(recording: Recording, *, floor: float, spread: float, le
         if not (means[trained] > 0).any():
             return not_evaluated(rule, "no layer got a gradient in most steps")
         return ok(rule, f"the least gradient is that of {layer}, {means[least]:.1e} on average", evidence)
+    at = low[:, held].any(axis=1)
+    remedy, advice = better_signal(
+        recording, "normalise after each layer, use ReLUs, or make the network shallower", int(at.argmax())
+    )
+    if not remedy and recording.recipe["optimizer.name"] == "sgd":
+        remedy, meanwhile = even_steps(recording.recipe)
+        advice += f"; {meanwhile}"
     return fired(
         rule,
         f"next to no gradient reaches {listed(names)}: its mean size in {layer} is {means[least]:.1e}, "
         f"{shares[least]:.1e} of that in the layer with the largest",
         evidence={**evidence, "layers": names},
-        advice="normalise after each layer, use ReLUs, or make the network shallower",
-        remedy=better_signal(recording),
-        first_step=int(step[low[:, held].any(axis=1)][0]),
+        advice=advice,
+        remedy=remedy,
+        first_step=int(step[at][0]),
     )
 
 
@@ -146,7 +154,9 @@ def unchanged_weights(recording: Recording, *, change: float) -> Finding:
         return not_evaluated(rule, "no layer is trained")
     # A weight that was 0 has no relative change: it moved if it is no longer 0.
     moved = np.where(np.isnan(tensors.changed), np.where(tensors.weight_rms[-1] > 0, HUGE, 0), tensors.changed)
-    silent = (np.nan_to_num(tensors.gradient_rms) == 0).all(axis=0)
+    # A gradient that was never measured: of a stage that was frozen at each sample, or, where nothing moved, none.
+    measured = (tensors.gradient_rms == 0).any(axis=0)
+    silent = ~(tensors.gradient_rms > 0).any(axis=0) & (measured | (moved < change))
     still = trained & ((moved < change) | silent)
     names = named(tensors.layers, still)
     slowest = int(np.where(trained, moved, np.inf).argmin())
@@ -156,12 +166,17 @@ def unchanged_weights(recording: Recording, *, change: float) -> Finding:
     zero, faster = named(tensors.layers, still & silent), _faster(recording, tensors)
     why = f"; no gradient ever reached {listed(zero)}" if zero else ""
     steps = max(len(recording.curves.loss), int(tensors.step[-1]))
+    remedy, advice = faster, "raise the learning rate"
+    if zero:
+        remedy, advice = better_signal(recording, "look for dead units or a cut in the graph", 0)
+    elif not faster:
+        advice = "look for dead units or a cut in the graph"
     return fired(
         rule,
         f"{steps:,} steps changed {listed(names)} by less than {change:g} of its size{why}",
         evidence={**evidence, "layers": names, "without a gradient": zero},
-        advice="raise the learning rate" if faster and not zero else "look for dead units or a cut in the graph",
-        remedy=better_signal(recording) if zero else faster,
+        advice=advice,
+        remedy=remedy,
         first_step=int(tensors.step[0]),
     )
 
@@ -184,12 +199,15 @@ def zero_tensors(recording: Recording, *, zero_share: float) -> Finding:
         tensors.gradient_zero >= zero_share
     ) & zero_gradients
     first = int(at.any(axis=1).argmax())
+    remedy, advice = better_signal(
+        recording, "draw the weights at random; where they are not 0, look for units that are never active", first
+    )
     return fired(
         rule,
         " and ".join(f"all {what} of {listed(names)} are 0" for what, names in found.items() if names),
         evidence={**evidence, **found},
-        advice="draw the weights at random; where they are not 0, look for units that are never active",
-        remedy=better_signal(recording) if first < START else slower(recording),
+        advice=advice,
+        remedy=remedy if first < START else slower(recording),
         first_step=int(tensors.step[first]),
     )
 
