@@ -129,7 +129,7 @@ class _Prices(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.headers["X-Amz-Target"].endswith("GetProducts"):
             wanted = {item["Field"]: item["Value"] for item in asked["Filters"]}
-            price = ON_DEMAND.get(wanted["instanceType"])
+            price = ON_DEMAND.get(wanted.get("instanceType", ""))  # endpoints are asked for by another field
             answer: dict[str, Any] = {"FormatVersion": "aws_v1", "PriceList": [product(price)] if price else []}
         else:
             answer = {"Quota": {"QuotaCode": asked["QuotaCode"], "Value": 64.0}}
@@ -249,6 +249,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
             done.output_bytes += f"error: {done.exception}\n".encode()
         elif done.exception and not isinstance(done.exception, SystemExit):
             raise done.exception
+        assert ACCOUNT not in done.output
         return done
 
     return run

@@ -9,6 +9,7 @@ import pytest
 from renting import ACCOUNT, host_config, option, order
 
 from cnn_tuning.cloud import inventory
+from cnn_tuning.cloud.aws import hide_account
 from cnn_tuning.cloud.launch import launch
 from cnn_tuning.cloud.names import as_list
 from cnn_tuning.cloud.plan import extras_per_hour
@@ -73,6 +74,24 @@ def test_down_removes_one_run_or_all_and_may_be_repeated(aws, host, folder, comm
     assert "run-two: host" in every.output and "old-run: volume" in every.output
     assert command("host", "status").output.startswith("nothing of project")
     assert inventory.leftovers(aws, "cnn-tuning") == []
+
+
+def test_an_endpoint_costs_until_it_is_removed_also_when_no_host_is_left(aws, folder, command):
+    sagemaker, made = aws.client("sagemaker"), {"Tags": as_list({"project": "cnn-tuning"})}
+    image = {"Image": f"{ACCOUNT}.dkr.ecr.us-east-1.amazonaws.com/mnist:3"}
+    role = f"arn:aws:iam::{ACCOUNT}:role/r"
+    sagemaker.create_model(ModelName="m", PrimaryContainer=image, ExecutionRoleArn=role)
+    variant = {"VariantName": "v", "ModelName": "m", "InstanceType": "ml.c5.large", "InitialInstanceCount": 2}
+    sagemaker.create_endpoint_config(EndpointConfigName="c", ProductionVariants=[variant])
+    sagemaker.create_endpoint(EndpointName="mine", EndpointConfigName="c", **made)
+    sagemaker.create_endpoint(EndpointName="of-others", EndpointConfigName="c")
+    for arguments in (("status",), ("down", "--all")):
+        told = command("host", *arguments).output
+        assert "endpoint mine (2 × ml.c5.large" in told
+        assert "still costs: cnn-tuning deploy down serving.endpoint.name=mine" in told
+        assert "nothing of project" not in told and "of-others" not in told
+    [row] = json.loads(command("host", "status", "--json").output)["endpoints"]
+    assert row["name"] == "mine"
 
 
 def test_a_leftover_that_costs_nothing_is_named(aws, host, folder, command):
@@ -160,3 +179,13 @@ def test_a_plan_before_there_is_data_says_what_is_missing(no_aws, folder, comman
 def test_a_speed_that_is_none_is_told(no_aws, folder, command):
     done = command("host", "plan", "--measured", "g5.xlarge", "data.limit=60000")
     assert "must be like g5.xlarge=61000" in done.output
+
+
+@pytest.mark.parametrize("around", ["arn:aws:iam::{}:role/x", "sagemaker-us-east-1-{}", "{}.dkr.ecr", "{}, {}"])
+def test_an_account_number_is_hidden_wherever_it_stands(around):
+    assert ACCOUNT not in hide_account(around.format(ACCOUNT, ACCOUNT))
+
+
+@pytest.mark.parametrize("other", [f"12345678-1234-1234-1234-{ACCOUNT}", f"0{ACCOUNT}", f"{ACCOUNT}a"])
+def test_what_only_looks_like_an_account_number_is_left(other):
+    assert hide_account(other) == other

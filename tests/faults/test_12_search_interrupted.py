@@ -45,8 +45,8 @@ def test_12_twice(tmp_path, digits_data):
     printed, _ = process.communicate(timeout=100)
     assert "the workers are ended" in printed
     assert process.returncode == 128 + signal.SIGINT
-    (run,) = sweep.runs()
-    assert status(run) is None
+    (run,) = sweep.runs()  # ended by the search itself, as its worker no longer could
+    assert (status(run), tags(run)["trial.state"]) == ("KILLED", "interrupted")
     assert states(sweep.trials()) == ["WAITING", "WAITING"]
     assert "retries" not in sweep.trials()[0].user_attrs
 

@@ -11,7 +11,7 @@ from typing import Any
 from cnn_tuning.errors import HIDDEN, UserError, redact
 
 LOGIN = "run `aws configure` or `aws sso login`, or set AWS_PROFILE"
-_ACCOUNT = re.compile(r"(?<![0-9A-Za-z-])[0-9]{12}(?![0-9])")
+_ACCOUNT = re.compile(r"(?<![0-9A-Za-z])(?<!-[0-9a-f]{4}-)[0-9]{12}(?![0-9A-Za-z])")  # no end of a UUID
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
 _WRONG = {"AuthFailure", "InvalidClientTokenId", "UnrecognizedClientException", "SignatureDoesNotMatch",
           "InvalidAccessKeyId", "IncompleteSignature", "MissingAuthenticationToken"}  # fmt: skip

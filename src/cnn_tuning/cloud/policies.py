@@ -111,7 +111,8 @@ _BUCKET = ("s3:CreateBucket", "s3:GetBucket*", "s3:PutBucketVersioning", "s3:Get
            "s3:PutBucketOwnershipControls", "s3:GetLifecycleConfiguration",
            "s3:PutLifecycleConfiguration")  # fmt: skip
 _LOOK = ("ec2:Describe*", "pricing:GetProducts", "servicequotas:GetServiceQuota", "scheduler:ListSchedules",
-         "iam:ListRoles", "iam:ListInstanceProfiles", "sts:GetCallerIdentity")  # fmt: skip
+         "iam:ListRoles", "iam:ListInstanceProfiles", "sts:GetCallerIdentity", "sagemaker:ListEndpoints",
+         "sagemaker:ListTags", "sagemaker:DescribeEndpoint", "sagemaker:DescribeEndpointConfig")  # fmt: skip
 _PARTS = [
     f"arn:aws:ec2:*:*:{kind}/*"
     for kind in ("image", "subnet", "security-group", "network-interface", "volume", "launch-template", "snapshot")

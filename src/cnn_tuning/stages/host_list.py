@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cnn_tuning.cloud.aws import Aws
     from cnn_tuning.cloud.inventory import Leftover, Thing
     from cnn_tuning.cloud.ledger import Bill
+    from cnn_tuning.serving.teardown import Endpoint
 
 
 def status(overrides: Sequence[str], *, as_json: bool) -> None:
@@ -32,18 +33,43 @@ def status(overrides: Sequence[str], *, as_json: bool) -> None:
     things, notes = costly(aws, host, now)
     runs = {thing.run for thing in things}
     idle = [item for item in leftovers(aws, host.project) if item.run not in runs]
+    answering = _endpoints(aws, host, notes)
     if as_json:
         rows = [{**asdict(t), "hours": t.hours(now), "usd": t.usd(now)} for t in things]
-        told = {"region": host.region, "costs": rows, "leftovers": [asdict(i) for i in idle], "notes": notes}
+        told = {"region": host.region, "costs": rows, "endpoints": [asdict(e) for e in answering],
+                "leftovers": [asdict(i) for i in idle], "notes": notes}  # fmt: skip
         click.echo(json.dumps(told, indent=1, default=str))
     else:
-        _print_status(host, things, idle, notes, now)
+        _print_status(host, things, answering, idle, notes, now)
     if idle or any(thing.warnings for thing in things):
         raise click.exceptions.Exit(1)
 
 
+def _endpoints(aws: Aws, host: HostConfig, notes: list[str]) -> list[Endpoint]:
+    """Return the endpoints that `deploy` has made: they cost until they are removed, whatever hosts do."""
+    from cnn_tuning.serving.teardown import endpoints
+
+    try:
+        return endpoints(aws, host.project)
+    except UserError as error:
+        notes.append(f"endpoints could not be asked for: {error}")
+        return []
+
+
+def _tell(endpoints: Sequence[Endpoint]) -> None:
+    for one in endpoints:
+        price = "price unknown" if one.dollars_per_hour is None else f"${one.dollars_per_hour:.3f} per hour"
+        remedy = f"cnn-tuning deploy down serving.endpoint.name={one.name}"
+        click.echo(f"endpoint {one.name} ({one.instances} × {one.instance_type}, {price}) still costs: {remedy}")
+
+
 def _print_status(
-    host: HostConfig, things: Sequence[Thing], idle: Sequence[Leftover], notes: Sequence[str], now: datetime
+    host: HostConfig,
+    things: Sequence[Thing],
+    endpoints: Sequence[Endpoint],
+    idle: Sequence[Leftover],
+    notes: Sequence[str],
+    now: datetime,
 ) -> None:
     from cnn_tuning.cloud.aws import hide_account
 
@@ -59,8 +85,9 @@ def _print_status(
         known = [thing.per_hour for thing in things if thing.per_hour is not None]
         rest = "" if len(known) == len(things) else ", without unknown prices"
         click.echo(f"${sum(known):.4f} per hour{rest}")
-    else:
+    elif not endpoints:
         click.echo(f"nothing of project {host.project} costs money in {host.region}")
+    _tell(endpoints)
     for thing in things:
         for warning in thing.warnings:
             click.echo(
@@ -108,7 +135,13 @@ def down(run: str | None, overrides: Sequence[str], *, every: bool) -> None:
     if problems:
         raise UserError("\n".join(problems))
     if every:
-        click.echo(f"nothing of project {host.project} is left in {host.region}")
+        notes: list[str] = []
+        left = _endpoints(aws, host, notes)
+        _tell(left)
+        for note in notes:
+            click.echo(note)
+        if not left and not notes:
+            click.echo(f"nothing of project {host.project} is left in {host.region}")
 
 
 def _note_ends(aws: Aws, host: HostConfig, runs: set[str]) -> None:
