@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ from hypothesis import settings
 from mlflow_server import MlflowServer
 from project import ROOT, Project
 
-from cnn_tuning.config import Recipe, TrackingConfig, compose, select
+from cnn_tuning.config import Recipe, TrackingConfig, compose, select, values
 from cnn_tuning.data.packed import PackedData
 from cnn_tuning.data.prepare import prepare
 from cnn_tuning.data.sources import fetch
@@ -45,6 +46,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         of_file.setdefault(item.path, []).append(item)
     items.sort(key=place)  # stable: within a file they stay in order
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shipped_groups_are_composed_once() -> Iterator[None]:
+    """Ask Hydra once for the same of `conf/`, which no test changes: a second each time, in hundreds of tests."""
+    asked, known = values._composed_by_hydra, {}
+
+    def composed(conf: Path, name: str, arguments: list[str]) -> dict[str, Any]:
+        if conf.resolve() != ROOT / "conf":
+            return asked(conf, name, arguments)
+        key = (name, *arguments)
+        if key not in known:
+            known[key] = asked(conf, name, arguments)
+        return copy.deepcopy(known[key])
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(values, "_composed_by_hydra", composed)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -226,6 +226,19 @@ def test_an_idle_host_shuts_down(machine):
     assert json.loads(machine.uploaded("state.json"))["state"] == "idle"  # a replacement would be idle too
 
 
+def test_an_idle_host_has_its_agent_save_before_it_shuts_down(machine):
+    machine.stand_in("nvidia-smi", "echo 0")
+    machine.stand_in("awk", "exit 1")
+    saves = f"trap 'sleep 1; echo saved >>{machine.calls_file}; exit 1' TERM; sleep 60 & wait"
+    machine.stand_in("python", f'case "$*" in *" run "*) {saves};; esac')
+    booting = machine.start(LOOK_EVERY_S="0.5", IDLE_LOOKS="6")
+    machine.wait_for("shutdown -h now")
+    assert booting.wait(timeout=60) != 0
+    assert "saved" in machine.calls
+    assert machine.calls.index("saved") < machine.calls.index("shutdown -h now")
+    assert json.loads(machine.uploaded("state.json"))["state"] == "idle"
+
+
 def test_a_busy_host_is_not_idle(machine):
     machine.stand_in("nvidia-smi", "echo 93")
     machine.stand_in("awk", "exit 1")

@@ -92,6 +92,7 @@ def test_predict_writes_a_row_a_picture_and_names_what_it_could_not_read(digits,
         assert int(rows[f"{number:02}.png"]["index"]) == index
 
 
+@pytest.mark.slow
 def test_commands_that_find_no_model_say_so_in_a_line(digits):
     for command in (("predict", "."), ("serve", f"serving.port={free_port()}")):
         told = digits.run("cnn-tuning", *command, "--model", "models:/nothing@champion", fails=True)

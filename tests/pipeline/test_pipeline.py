@@ -202,6 +202,7 @@ def test_a_changed_value_reruns_exactly_what_uses_it(again):
     assert set(ran(printed)) == {"configure", "evaluate"}
 
 
+@pytest.mark.slow
 def test_a_changed_threshold_judges_again_and_trains_nothing(again):
     rule = "diagnosis: {rules: {class_imbalance: {thresholds: {ratio: 1.01}}}}\n"
     (again.path / "params.yaml").write_text(WHOLE + rule)
@@ -300,6 +301,7 @@ def test_mlflow_run_starts_the_entry_points_of_the_project(again):
     assert "scratch/models/baseline: epoch" in again.run(*run, "train")
 
 
+@pytest.mark.slow
 def test_another_split_of_the_same_bytes_fetches_nothing(again):
     params = (again.path / "params.yaml").read_text()
     (again.path / "params.yaml").write_text(params + "data: {val_fraction: 0.2}\n")

@@ -66,6 +66,7 @@ def kinds(folder: Path) -> list[tuple[str, str | None]]:
     return [(start["kind"], start["parent"]) for start in starts if start["kind"] != "trial"]
 
 
+@pytest.mark.slow
 def test_training_and_ablation_know_no_test_split(here, monkeypatch):
     run(train, train.TrainConfig)
     assert json.loads((here / "scratch/models/baseline/best.json").read_text())["val/accuracy"] > 0.1

@@ -70,6 +70,12 @@ busy() {
       say "idle: ending the host"
       STAGE=idle tell idle 1
       cp "$ROOT/state.json" "$TOLD"
+      # The agent saves while network and disk are still there; whether it is done or not, the host goes.
+      pkill -TERM -P $$ -f cnn_tuning.cloud.agent || true
+      for _ in {1..120}; do
+        pgrep -P $$ -f cnn_tuning.cloud.agent >/dev/null || break
+        sleep 1
+      done
       shutdown -h now
       exit
     fi
