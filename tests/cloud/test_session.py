@@ -122,6 +122,27 @@ def test_what_a_tunnel_needs_is_told(rented, command, monkeypatch, tmp_path, too
     assert "the AWS CLI: https://" in done.output and "Session Manager plugin: https://" in done.output
 
 
+def test_a_tunnel_to_pages_that_nobody_serves_is_not_opened(rented, tools, command):
+    done = command("host", "tunnel", RUN)
+    assert done.exit_code == 1 and not tools.exists()
+    assert f"run {RUN} is a pipeline and serves no pages" in done.output
+
+
+def test_a_desk_that_is_not_ready_says_so(aws, project, command, played, tools, monkeypatch):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(host_session, "hold", stop)
+    monkeypatch.setattr(host_session, "MLFLOW", free_port())
+    monkeypatch.setattr(host_session, "JUPYTER", free_port())
+    assert command("host", "up", "--yes", "--run", RUN, "--max-hours", "1").exit_code == 0
+    played.put("state.json", '{"stage": "install"}')
+    assert "not ready yet (stage install)" in command("host", "tunnel", RUN).output
+    played.put("state.json", '{"stage": "ready"}')
+    done = command("host", "tunnel", RUN)
+    assert done.exit_code == 0 and "not ready" not in done.output
+
+
 @pytest.mark.parametrize("text", ["", "x", "0", "70000", "1:", "1:2:3", "-1"])
 def test_a_port_that_is_none_is_told(text):
     with pytest.raises(UserError, match="must be like 8888"):

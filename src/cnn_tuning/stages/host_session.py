@@ -66,6 +66,8 @@ def tunnel(run: str, overrides: Sequence[str], ports: Sequence[str], *, ssh: boo
             click.echo(line)
         return
     place = place_of(aws, host, run)
+    if not ports:
+        _check_served(place)
     with session.tunnels(item["InstanceId"], host.region, pairs) as children:
         for port in pairs:
             click.echo(f"port {port.remote} of {item['InstanceId']}: {_address(place, port)}")
@@ -77,6 +79,21 @@ def tunnel(run: str, overrides: Sequence[str], ports: Sequence[str], *, ssh: boo
             click.echo("\nclosed; the host goes on")
             return
     raise UserError("a tunnel was closed from the other side: see `cnn-tuning host status`")
+
+
+def _check_served(place: Place) -> None:
+    """Say so where nothing answers on MLflow's and Jupyter's ports, or not yet."""
+    from cnn_tuning.cloud.runs import read_record
+
+    record = read_record(place)
+    if record is not None and record.mode == "pipeline":
+        raise UserError(
+            f"run {place.run} is a pipeline and serves no pages: `cnn-tuning host logs -f {place.run}` follows "
+            "it, `cnn-tuning host up` starts a host with MLflow and Jupyter, --port leads to any other port"
+        )
+    stage = place.read_json("state.json").get("stage", "boot")
+    if stage != "ready":
+        click.echo(f"the host is not ready yet (stage {stage}): its pages answer when it is")
 
 
 def hold(seconds: float) -> None:
