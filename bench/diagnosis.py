@@ -11,9 +11,9 @@ one (the processor's, without a GPU), and the schedule says how many there are.
 
 from __future__ import annotations
 
-import os
+from cnn_tuning.machine import prepare_process
 
-os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+prepare_process()
 
 import argparse
 import statistics

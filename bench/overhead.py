@@ -19,7 +19,7 @@ from pathlib import Path
 from workplace import FOLDER, ROOT, machine, prepared, trained
 
 BARE = """
-import os; os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+from cnn_tuning.machine import prepare_process; prepare_process()
 import json, sys, time
 from pathlib import Path
 import torch

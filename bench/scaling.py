@@ -29,7 +29,7 @@ from workplace import ROOT, machine, prepared
 from cnn_tuning.cloud.scaling import Link, Work, exchange_seconds, predict
 
 FIT = """
-import os; os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+from cnn_tuning.machine import prepare_process; prepare_process()
 import json, sys, tempfile
 from pathlib import Path
 from cnn_tuning.config import Recipe, compose, select

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import signal
 import threading
 import time
+
+# mallopt(3): M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD, in bytes; each must fit an int.
+_KEEP_FREED = ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 1 << 26))
 
 
 def usable_cores() -> int:
@@ -15,13 +20,20 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def share_cores() -> None:
-    """Let OpenMP's threads wait at barriers without spinning for long; call it before torch is loaded.
+def prepare_process() -> None:
+    """Settle what OpenMP and the allocator take from the machine; call it before torch is loaded.
 
-    By default they spin for so long that beside another busy process a training on all cores takes several
-    times as long; on an idle machine the difference is within the noise.
+    OpenMP's threads spin at barriers for so long that beside another busy process a training on all cores takes
+    several times as long; on an idle machine the difference is within the noise. And glibc gives the memory of
+    freed tensors back to the system, which has to clear it anew in the next step: a fifth to a third of a step's
+    time on a virtual machine (`bench/allocator.py`). Kept, it is the process's peak until its end; no bit of a
+    result depends on it.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # no glibc: nothing to settle
+        allocator = ctypes.CDLL(None)
+        for option, value in _KEEP_FREED:
+            allocator.mallopt(option, value)
 
 
 def end_with(pid: int) -> None:

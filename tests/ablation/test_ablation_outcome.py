@@ -72,7 +72,7 @@ def test_tables_hold_every_training_and_its_means(simple):
     for arm, own in by_arm(simple.results).items():
         accuracies = [r.val_accuracy for r in own]
         gaps = [r.gap for r in own]
-        row = {name: float(value) for name, value in arms[arm].items() if name not in ("arm", "findings")}
+        row = {name: float(value or "nan") for name, value in arms[arm].items() if name not in ("arm", "findings")}
         assert row["val_accuracy"] == pytest.approx(np.mean(accuracies))
         assert row["val_accuracy_std"] == pytest.approx(np.std(accuracies, ddof=1))
         assert row["gap"] == pytest.approx(np.mean(gaps))

@@ -11,7 +11,7 @@ from ablation_studies import failed, result, study
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnn_tuning.ablation.compare import Comparison, Difference, Images, compare
+from cnn_tuning.ablation.compare import Comparison, Difference, Images, Result, compare
 from cnn_tuning.ablation.verdict import sentences, verdict
 from cnn_tuning.statistics import Estimate, each_of, mean_interval
 
@@ -192,3 +192,33 @@ def test_a_sentence_never_contradicts_its_intervals(arm, reference, values):
         assert (f" {verb} " in text) == (d.is_clear and d.interval.high < 0)
     assert ("distinguishable from chance" in text) == bool(doubts)
     assert not re.search(r"nan|-0\.0+\b", text)
+
+
+def losses(*by_seed: float) -> Difference:
+    return Difference(by_seed, 1, 0.95, mean_interval(by_seed, 0.95))
+
+
+def test_a_gap_in_loss_is_told_where_it_is_found_and_only_there():
+    both = comparison(OPEN_UP, OPEN_DOWN)
+    lower = replace(both, loss_gap=losses(-0.023, -0.022, -0.038, -0.028, -0.029))
+    assert "; it lowers the gap in loss by 0.028 [0.020, 0.036]; on other images" in verdict(lower)
+    assert lower.is_clear and not both.is_clear
+    higher = replace(both, loss_gap=losses(0.0010, 0.0011, 0.0012, 0.0010, 0.0011))
+    assert "; it raises the gap in loss by 0.00108 [0.00098, 0.00118]; " in verdict(higher)
+    for unknown in (None, losses(0.1, -0.1, 0.2, -0.2, 0.0), losses(0.1), losses(0.1, 0.1)):
+        assert "loss" not in verdict(replace(both, loss_gap=unknown)).replace("its loss in accuracy", "")
+
+
+def test_gaps_in_loss_are_compared_where_all_are_known():
+    def trained(arm: str, seed: int, loss_gap: float) -> Result:
+        right = np.ones(50, dtype=bool)
+        return Result(arm, seed, right, 1.0, 1.0, 0.1, 1.0, 0.0, 1, 10, gap=0.0, loss_gap=loss_gap)
+
+    results = [trained("a", s, 0.10 + 0.01 * s) for s in range(3)]
+    results += [trained("b", s, 0.05 + 0.011 * s) for s in range(3)]
+    results += [trained("c", s, [0.1, float("nan"), 0.1][s]) for s in range(3)]
+    b, c = compare(results, reference="a", pairs=False, confidence=0.95)
+    assert c.loss_gap is None
+    assert b.loss_gap is not None and b.loss_gap.value == pytest.approx(-0.049)
+    assert b.loss_gap.statements == 1  # a family of its own: the others' intervals are no wider for it
+    assert b.accuracy.statements == b.gap.statements == 4

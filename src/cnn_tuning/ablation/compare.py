@@ -6,7 +6,8 @@ paired differences over seeds. Would other images show it for these networks? Th
 The intervals of a question, over accuracy and generalisation gap of all its comparisons, hold together with the
 stated confidence (Bonferroni). A step-down correction such as Holm's rejects a little more, but has no intervals
 that agree with its decisions; here the interval is the decision. McNemar's p values have no interval to agree
-with and are corrected by Holm's method, a family of their own.
+with and are corrected by Holm's method, a family of their own. So are the intervals of the gap in loss: where
+networks answer nearly every training image rightly, their accuracies hardly tell them apart, and their losses do.
 
 Each pair of arms is judged by the spread of its own differences. One spread for all arms would find more with few
 seeds, but arms differ in spread: simulated with one arm four times as unstable, every tenth study without any
@@ -38,9 +39,10 @@ from cnn_tuning.statistics import (
 class Result:
     """One training of an arm with a seed; `right`: whether each validation image was answered rightly.
 
-    All figures are of the best epoch, but `last_val_accuracy` and `gap` of the last: training less validation
-    accuracy. The best epoch was chosen for its validation accuracy, so that its gap is smaller than what the
-    recipe leads to. Of a training that failed, `right` is None, the figures are NaN and `failure` says why.
+    All figures are of the best epoch, but `last_val_accuracy` and two of the last: `gap`, training less validation
+    accuracy, and `loss_gap`, validation less training loss (nats). The best epoch was chosen for its validation
+    accuracy, so that its gap is smaller than what the recipe leads to. Of a training that failed, `right` is None,
+    the figures are NaN and `failure` says why.
     `findings`: the rules of the diagnosis that fired. `made_on`: device and precision, such as `cpu fp32`.
     `smaller_batch`: the batch size that it was trained with, where memory did not suffice for its own (else 0).
     """
@@ -61,6 +63,7 @@ class Result:
     made_on: str = ""
     last_val_accuracy: float = float("nan")
     smaller_batch: int = 0
+    loss_gap: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,12 @@ class Comparison:
     gap: Difference
     images: Images
     usd: tuple[float, ...] = ()  # dollars that a training costs more, by seed
+    loss_gap: Difference | None = None  # None where a loss is not known
+
+    @property
+    def is_clear(self) -> bool:
+        """Return whether chance over seeds is ruled out for any of its differences."""
+        return any(d is not None and d.is_clear for d in (self.accuracy, self.gap, self.loss_gap))
 
     @property
     def usd_more(self) -> Estimate | None:
@@ -159,6 +168,12 @@ def compare(results: Sequence[Result], *, reference: str, pairs: bool, confidenc
     shared = {couple: sorted(arms[couple[0]].keys() & arms[couple[1]].keys()) for couple in couples}
     statements = 2 * sum(len(seeds) > 1 for seeds in shared.values())
     images = _all_images(arms, shared)
+    losses = {
+        (base, arm): [arms[arm][s].loss_gap - arms[base][s].loss_gap for s in seeds]
+        for (base, arm), seeds in shared.items()
+    }
+    known = {couple: by_seed for couple, by_seed in losses.items() if by_seed and np.isfinite(by_seed).all()}
+    of_losses = sum(len(by_seed) > 1 for by_seed in known.values())
     return [
         Comparison(
             arm=arm,
@@ -175,6 +190,11 @@ def compare(results: Sequence[Result], *, reference: str, pairs: bool, confidenc
             gap=_difference([arms[arm][s].gap - arms[base][s].gap for s in seeds], confidence, statements, 2.0),
             images=images[base, arm],
             usd=tuple(arms[arm][s].usd - arms[base][s].usd for s in seeds),
+            loss_gap=(
+                _difference(known[base, arm], confidence, of_losses, float("inf"))
+                if (base, arm) in known
+                else None
+            ),
         )
         for (base, arm), seeds in shared.items()
     ]

@@ -34,7 +34,7 @@ PER_POINT = (
     "gains, with Fieller's interval over seeds (each alone); none where chance is not ruled out for the gain. "
     "Saved: of an arm that loses, what it saves for each point lost."
 )
-ARM_METRICS = ("val_accuracy", "val_accuracy_std", "gap", "gap_std", "seconds", "usd", "failed")
+ARM_METRICS = ("val_accuracy", "val_accuracy_std", "gap", "gap_std", "loss_gap", "seconds", "usd", "failed")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ class Outcome:
             found |= {f"{keys[arm.arm]}/{name}": float(getattr(arm, name)) for name in ARM_METRICS}
         for c in self.comparisons:
             start = f"{keys[c.arm]} against {keys[c.reference]}"
-            for name, d in (("accuracy", c.accuracy), ("gap", c.gap)):
+            for name, d in (("accuracy", c.accuracy), ("gap", c.gap), ("loss_gap", c.loss_gap)):
+                if d is None:
+                    continue
                 found[f"{start}/{name}_difference"] = d.value
                 if d.interval:
                     found[f"{start}/{name}_difference_low"] = d.interval.low
@@ -102,8 +104,8 @@ def write_outcome(
 def _note(comparisons: Sequence[Comparison], confidence: float) -> str:
     """Say what the figures of the comparisons hold together with."""
     images = (
-        "Accuracy is of the best epochs, the gap of the last. p values of McNemar's test are corrected for their "
-        "number. Bold: chance is ruled out."
+        "Accuracy is of the best epochs, the gaps of the last. Intervals of the gap in loss hold together among "
+        "themselves; p values of McNemar's test are corrected for their number. Bold: chance is ruled out."
     )
     given = [d for c in comparisons for d in (c.accuracy, c.gap) if d.interval]
     if not given:

@@ -25,7 +25,7 @@ NOTHING = "–"
 class Arm:
     """An arm over the seeds that finished; figures are means, NaN where there is none.
 
-    They are of the best epochs, but `last_val_accuracy` and the gap of the last ones.
+    They are of the best epochs, but `last_val_accuracy` and the gaps of the last ones.
     """
 
     arm: str
@@ -36,6 +36,7 @@ class Arm:
     last_val_accuracy: float
     gap: float
     gap_std: float
+    loss_gap: float
     train_accuracy: float
     val_loss: float
     seconds: float
@@ -62,27 +63,35 @@ def write_tables(
     folder: Path, results: Sequence[Result], arms: Sequence[Arm], comparisons: Sequence[Comparison]
 ) -> None:
     """Write `runs.csv`, `arms.csv` and `comparisons.csv`; what is unknown stays empty."""
-    runs = ["arm", "seed", "val_accuracy", "train_accuracy", "val_loss", "last_val_accuracy", "gap", "seconds",
-            "usd", "epochs", "updates", "failure"]  # fmt: skip
+    runs = ["arm", "seed", "val_accuracy", "train_accuracy", "val_loss", "last_val_accuracy", "gap", "loss_gap",
+            "seconds", "usd", "epochs", "updates", "failure"]  # fmt: skip
     rows = ([*(getattr(r, name) for name in runs), " ".join(r.findings)] for r in results)
     _write(folder / "runs.csv", [*runs, "findings"], rows)
     columns = [field.name for field in fields(Arm)]
     _write(folder / "arms.csv", columns, ([getattr(a, name) for name in columns] for a in arms))
     head = [
-        f"{what}_{x}" for what in ("accuracy", "gap") for x in ("difference", "low", "high", "p", "settled_by")
+        f"{what}_{x}"
+        for what in ("accuracy", "gap", "loss_gap")
+        for x in ("difference", "low", "high", "p", "settled_by")
     ]
     costs = [f"{what}{end}" for what in ("usd_difference", "usd_per_point") for end in ("", "_low", "_high")]
     _write(
         folder / "comparisons.csv",
         ["arm", "reference", "seeds", *head, "images_won", "images_lost", "mcnemar_p", *costs],
         (
-            [c.arm, c.reference, len(c.seeds), *_numbers(c.accuracy), *_numbers(c.gap), *_images(c), *_costs(c)]
+            [
+                *(c.arm, c.reference, len(c.seeds)),
+                *(x for d in (c.accuracy, c.gap, c.loss_gap) for x in _numbers(d)),
+                *(*_images(c), *_costs(c)),
+            ]
             for c in comparisons
         ),
     )
 
 
-def _numbers(d: Difference) -> list[float | int | None]:
+def _numbers(d: Difference | None) -> list[float | int | None]:
+    if d is None:
+        return [None] * 5
     if d.interval is None:
         return [d.value, None, None, None, None]
     return [d.value, d.interval.low, d.interval.high, d.p, None if d.is_clear else d.seeds_to_settle]
@@ -113,8 +122,10 @@ def _write(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> No
 def arms_table(arms: Sequence[Arm], reference: str) -> Table:
     """Return the table of arms that a page shows."""
     paid = any(arm.usd > 0 for arm in arms)
+    losses = any(not math.isnan(arm.loss_gap) for arm in arms)
     head = ["arm", "seeds", "val accuracy (best epoch), %", "val accuracy (last epoch), %",
-            "gap (last epoch), points", "val loss (best epoch)", "time", *(["cost, $"] if paid else []),
+            "gap (last epoch), points", *(["gap in loss (last epoch)"] if losses else []),
+            "val loss (best epoch)", "time", *(["cost, $"] if paid else []),
             "epochs", "updates", *(["findings"] if any(arm.findings for arm in arms) else [])]  # fmt: skip
     rows = []
     for a in arms:
@@ -123,6 +134,7 @@ def arms_table(arms: Sequence[Arm], reference: str) -> Table:
             spread(a.val_accuracy, a.val_accuracy_std),
             spread(a.last_val_accuracy, math.nan),
             spread(a.gap, a.gap_std),
+            *([_known(a.loss_gap, f"{a.loss_gap:.4f}")] if losses else []),
             _known(a.val_loss, f"{a.val_loss:.4f}"),
             _known(a.seconds, f"{a.seconds:,.0f} s" if a.seconds >= 10 else f"{a.seconds:.1f} s"),
             *([_usd(a)] if paid else []),
@@ -154,12 +166,14 @@ def comparisons_table(comparisons: Sequence[Comparison]) -> Table | None:
     shared = shared_reference(comparisons)
     names = [f"arm against {shared}"] if shared else ["arm", "against"]
     paid = any(any(c.usd) for c in met)
-    head = [*names, "seeds", "accuracy, points", "gap, points", "images won : lost", "McNemar p",
-            *(["cost, $", "$ per point"] if paid else [])]  # fmt: skip
+    losses = any(c.loss_gap for c in met)
+    head = [*names, "seeds", "accuracy, points", "gap, points", *(["gap in loss"] if losses else []),
+            "images won : lost", "McNemar p", *(["cost, $", "$ per point"] if paid else [])]  # fmt: skip
     rows = [
         [
             *map(Cell, [c.arm, str(len(c.seeds))] if shared else [c.arm, c.reference, str(len(c.seeds))]),
             *(Cell(signed(d), d.is_clear) for d in (c.accuracy, c.gap)),
+            *([_of_loss(c.loss_gap)] if losses else []),
             Cell(f"{c.images.won:,} : {c.images.lost:,}"),
             Cell(p_text(c.images.p, c.significance).removeprefix("= "), c.images.p < c.significance),
             *(map(Cell, (usd_more(c), usd_per_point(c) + (", saved" if _saves(c) else ""))) if paid else ()),
@@ -167,6 +181,13 @@ def comparisons_table(comparisons: Sequence[Comparison]) -> Table | None:
         for c in met
     ]
     return Table(head, rows, names=len(names)) if met else None
+
+
+def _of_loss(d: Difference | None) -> Cell:
+    if d is None:
+        return Cell(NOTHING)
+    bounds = f" [{d.interval.low:+.4f}, {d.interval.high:+.4f}]" if d.interval else ""
+    return Cell(f"{d.value:+.4f}{bounds}", d.is_clear)
 
 
 def usd_more(c: Comparison) -> str:

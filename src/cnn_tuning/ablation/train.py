@@ -220,18 +220,25 @@ def _keep(recording: Recording, folder: Path) -> None:
     write_sheet(recording, folder)
 
 
-def _findings(kept: Path, then: Sequence[str], diagnosis: DiagnosisConfig) -> list[str]:
-    """Return the rules that fire; what fired `then` where no recording is kept, or one of another version."""
+def _recorded(kept: Path) -> Recording | None:
+    """Return the recording; None where none is kept, or one of another version."""
     try:
-        recording = read_recording(kept / RECORDING, kept / RECORDING)
+        return read_recording(kept / RECORDING, kept / RECORDING)
     except UserError:
-        return list(then)
-    return rules_fired(judge(recording, diagnosis))
+        return None
+
+
+def _loss_gap(recording: Recording | None) -> float:
+    if recording is None or not len(recording.curves.val_loss):
+        return float("nan")
+    return float(recording.curves.val_loss[-1]) - float(recording.curves.train_loss[-1])
 
 
 def _read(job: Job, kept: Path, price_per_hour: float, diagnosis: DiagnosisConfig) -> Result:
     facts = json.loads((kept / RESULT).read_text())
     right = None if facts.get("failure") else np.load(kept / RIGHT)
+    recording = _recorded(kept)
+    findings = rules_fired(judge(recording, diagnosis)) if recording else facts.get("findings", ())
     return Result(
         arm=job.arm,
         seed=job.recipe.seed,
@@ -244,9 +251,10 @@ def _read(job: Job, kept: Path, price_per_hour: float, diagnosis: DiagnosisConfi
         epochs=facts.get("epochs", 0),
         updates=facts.get("updates", 0),
         failure=facts.get("failure", ""),
-        findings=tuple(_findings(kept, facts.get("findings", ()), diagnosis)),
+        findings=tuple(findings),
         gap=facts.get("gap", float("nan")),
         made_on=" ".join(str(facts[name]) for name in ("device", "precision") if name in facts),
         last_val_accuracy=facts.get("last_val_accuracy", float("nan")),
         smaller_batch=facts.get("smaller_batch", 0),
+        loss_gap=_loss_gap(recording),
     )

@@ -38,7 +38,7 @@ def sentences(
     found = [Sentence(text, "failed") for text in failures(results)]
     found += [Sentence(text, "open") for text in [*mixed(results), *halved(results), *chosen(results, in_parts)]]
     met = [c for c in comparisons if not {c.arm, c.reference} & lost]
-    found += [Sentence(verdict(c), "clear" if c.accuracy.is_clear or c.gap.is_clear else "open") for c in met]
+    found += [Sentence(verdict(c), "clear" if c.is_clear else "open") for c in met]
     return found if met else [*found, Sentence("There is nothing to compare.", "failed")]
 
 
@@ -103,7 +103,7 @@ def verdict(comparison: Comparison) -> str:
     if len(c.seeds) == 1:
         effects = _effects([(c.accuracy, ACCURACY), (c.gap, GAP)])
         return f"{c.arm} {effects} against {c.reference}, but {_with(c)}: another may show otherwise; {over}."
-    return f"{_over_seeds(c)}; {over}."
+    return "; ".join(filter(None, (_over_seeds(c), _of_loss(c.loss_gap), over))) + "."
 
 
 def _over_seeds(c: Comparison) -> str:
@@ -125,6 +125,16 @@ def _over_seeds(c: Comparison) -> str:
     if chance:
         parts.append(_settling([d.seeds_to_settle for d, _ in chance]))
     return start + "; ".join(parts)
+
+
+def _of_loss(d: Difference | None) -> str:
+    """Return what is found of the gap in loss, if anything is."""
+    if d is None or d.interval is None or not d.is_clear:
+        return ""
+    low, high = sorted((abs(d.interval.low), abs(d.interval.high)))
+    digits = max(3, 1 - math.floor(math.log10(low)))
+    figures = f"{abs(d.value):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"it {'raises' if d.value > 0 else 'lowers'} the gap in loss by {figures}"
 
 
 def _is_settled(d: Difference) -> bool:

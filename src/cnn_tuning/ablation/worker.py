@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cnn_tuning.config import DiagnosisConfig, Recipe, TrackingConfig, validate
-from cnn_tuning.machine import end_with, share_cores
+from cnn_tuning.machine import end_with, prepare_process
 
 
 @contextmanager
@@ -59,6 +59,6 @@ def main(spec: Path) -> None:
 
 
 if __name__ == "__main__":
-    share_cores()
+    prepare_process()
     end_with(os.getppid())
     main(Path(sys.argv[1]))

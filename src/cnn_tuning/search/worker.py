@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cnn_tuning.config import DiagnosisConfig, Recipe, SearchConfig, TrackingConfig, flatten, to_plain, validate
 from cnn_tuning.errors import UserError, redact
-from cnn_tuning.machine import end_with, share_cores
+from cnn_tuning.machine import end_with, prepare_process
 from cnn_tuning.search.signs import Asked, Beat
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def _record(tracked: Run, search: SearchConfig, ended: str, values: list[float] 
 def main() -> None:
     """Work by the specification on the standard input."""
     spec = validate(Spec, json.load(sys.stdin))
-    share_cores()
+    prepare_process()
     end_with(spec.boss)
     try:
         work(spec)

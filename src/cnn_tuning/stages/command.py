@@ -21,7 +21,7 @@ import click
 
 from cnn_tuning import config
 from cnn_tuning.errors import UserError
-from cnn_tuning.machine import share_cores
+from cnn_tuning.machine import prepare_process
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Place:
 
 def stage(kind: type, run: Callable[[Any, Place], None], about: str) -> None:
     """Run one stage as a command; `kind` is the dataclass of the sections it reads."""
-    share_cores()
+    prepare_process()
     # As after Ctrl-C, what is open is left in good order: temporary files, workers, the run.
     signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))
 

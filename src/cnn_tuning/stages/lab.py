@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnn_tuning.config import CONF, PARAMS, Config, compose, recipe_of, select
 from cnn_tuning.errors import UserError
-from cnn_tuning.machine import share_cores
+from cnn_tuning.machine import prepare_process
 from cnn_tuning.stages.command import Place
 from cnn_tuning.stages.lab_front import Front, running
 from cnn_tuning.stages.lab_progress import one_line
@@ -200,7 +200,7 @@ def open_lab(experiment: str, *overrides: str, folder: Path = Path("scratch/note
     if root is None:
         raise UserError(f"{Path.cwd()} is in no project: open the notebook in the folder that it came in")
     os.chdir(root)
-    share_cores()
+    prepare_process()
     warnings.filterwarnings("ignore", "IProgress not found")  # tqdm's wish for a widget that nothing here shows
     return _composed(folder / experiment, (f"experiment={experiment}", *overrides))
 

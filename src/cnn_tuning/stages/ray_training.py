@@ -197,10 +197,10 @@ def follow(job: dict[str, Any]) -> None:
 
 def main() -> None:
     """Do a worker's part: `lead` or `follow`, as the arguments say."""
-    from cnn_tuning.machine import end_with, share_cores
+    from cnn_tuning.machine import end_with, prepare_process
 
     job = json.loads(sys.argv[2])
-    share_cores()
+    prepare_process()
     end_with(job["boss"])
     {"lead": lead, "follow": follow}[sys.argv[1]](job)
 

@@ -13,7 +13,7 @@ import click
 from cnn_tuning import config
 from cnn_tuning.errors import UserError
 from cnn_tuning.stages import train
-from cnn_tuning.stages.command import Place, share_cores
+from cnn_tuning.stages.command import Place, prepare_process
 from cnn_tuning.stages.lineage import data_hash
 
 SCRATCH = Path("scratch/verify")
@@ -33,7 +33,7 @@ def verify() -> None:
     Raises:
         UserError: names the files that differ; or `dvc.lock` does not know the model.
     """
-    share_cores()
+    prepare_process()
     expected = data_hash(Path("models/baseline"))
     locked = config.load_locked(train.TrainConfig)
     shutil.rmtree(SCRATCH, ignore_errors=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cnn_tuning.errors import UserError
-from cnn_tuning.machine import share_cores
+from cnn_tuning.machine import prepare_process
 
 if TYPE_CHECKING:
     from pytorch_lightning.callbacks import Callback
@@ -111,7 +111,7 @@ def main() -> None:
     """Follow as the input says."""
     for signum in (signal.SIGINT, signal.SIGTERM):  # who started it decides when it ends
         signal.signal(signum, signal.SIG_IGN)
-    share_cores()
+    prepare_process()
     place = Place(**json.loads(sys.stdin.buffer.readline()))
     threading.Thread(target=_end_with_input, daemon=True).start()
     status = _followed(place)
