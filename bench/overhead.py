@@ -20,6 +20,7 @@ from workplace import FOLDER, ROOT, machine, prepared, trained
 
 BARE = """
 from cnn_tuning.machine import prepare_process; prepare_process()
+import os
 import json, sys, time
 from pathlib import Path
 import torch

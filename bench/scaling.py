@@ -30,6 +30,7 @@ from cnn_tuning.cloud.scaling import Link, Work, exchange_seconds, predict
 
 FIT = """
 from cnn_tuning.machine import prepare_process; prepare_process()
+import os
 import json, sys, tempfile
 from pathlib import Path
 from cnn_tuning.config import Recipe, compose, select
