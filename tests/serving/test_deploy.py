@@ -6,6 +6,7 @@ the same model, where moto sends a fixed text); UpdateEndpoint, which moto lacks
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import json
@@ -22,7 +23,11 @@ import boto3
 import live as servers
 import pytest
 from click.testing import Result
-from renting import ACCOUNT, REGION, product
+from renting import ACCOUNT, REGION, host_config, product
+
+from cnn_tuning.cloud.aws import Aws
+from cnn_tuning.errors import UserError
+from cnn_tuning.serving.teardown import remove
 
 TRUST = {"Statement": [{"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}}]}
 NEEDED = ("serving.endpoint.image=mnist:3", "serving.endpoint.role=endpoints")
@@ -77,8 +82,8 @@ def stub(live: servers.Live) -> Iterator[str]:
 @pytest.fixture
 def aws(
     moto: str, client: Callable[[str], Any], stub: str, credentials: None, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str], Any]:
-    """An account with a versioned bucket, an image in ECR and a role; return what makes clients."""
+) -> Iterator[Callable[[str], Any]]:
+    """An account with a versioned bucket, an image in ECR and a role; yield what makes clients, and clean up."""
     import httpx
 
     httpx.post(f"{moto}/moto-api/reset", trust_env=False)
@@ -95,7 +100,11 @@ def aws(
     manifest = {"schemaVersion": 2, "mediaType": kind, "config": {"digest": "sha256:" + "0" * 64}, "layers": []}
     client("ecr").put_image(repositoryName="mnist", imageManifest=json.dumps(manifest), imageTag="3")
     client("iam").create_role(RoleName="endpoints", AssumeRolePolicyDocument=json.dumps(TRUST))
-    return client
+    yield client
+    boto3.setup_default_session()
+    with contextlib.suppress(UserError):  # an endpoint of others stays
+        remove(Aws(REGION), NAME, host_config().project, "a-bucket")
+        assert there(client) == NOTHING
 
 
 def deployed(command: Command, *more: str) -> Result:
