@@ -32,6 +32,7 @@ from cnn_tuning.serving.teardown import remove
 TRUST = {"Statement": [{"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}}]}
 NEEDED = ("serving.endpoint.image=mnist:3", "serving.endpoint.role=endpoints")
 NAME = "mnist-classifier"
+NOTES = f"{NAME}-model-notes.txt"  # a person's own
 
 Command = Callable[..., Result]
 
@@ -104,7 +105,8 @@ def aws(
     boto3.setup_default_session()
     with contextlib.suppress(UserError):  # an endpoint of others stays
         remove(Aws(REGION), NAME, host_config().project, "a-bucket")
-        assert there(client) == NOTHING
+        assert there(client)["objects"] in ([], [NOTES])
+        assert not any(there(client)[kind] for kind in ("endpoints", "configurations", "models"))
 
 
 def deployed(command: Command, *more: str) -> Result:
@@ -184,11 +186,11 @@ def test_price_and_first_answer_are_told_and_recorded(
 
 def test_down_leaves_nothing_behind(command: Command, aws: Callable[[str], Any], registry: Any) -> None:
     deployed(command)
-    aws("s3").put_object(Bucket="a-bucket", Key=f"{NAME}-model-notes.txt", Body=b"a person's own")
+    aws("s3").put_object(Bucket="a-bucket", Key=NOTES, Body=b"mine")
     assert all(there(aws).values())
     done = command("deploy", "down")
     assert "removed 1 endpoints, 1 configurations, 1 models, 1 objects" in done.output
-    assert there(aws) == {**NOTHING, "objects": [f"{NAME}-model-notes.txt"]}
+    assert there(aws) == {**NOTHING, "objects": [NOTES]}
     assert "nothing is there" in command("deploy", "down").output
     assert "no endpoints" in command("deploy", "status").output
 
