@@ -2,6 +2,7 @@
 
     python bench/chaos.py --runs 50 --seed 0 --out scratch/chaos.jsonl
     python bench/chaos.py --runs 7 --only cut,disk --keep         (some faults; keep the folders)
+    python bench/chaos.py --first 25 --out scratch/more.jsonl     (half of them beside the other half)
 
 Moments are uniform over an undisturbed run (fetch from S3, pipeline, push, pull in a clone). What must hold is in
 `chaos_checks`; what does not is a loss. Results go to a file of JSON lines, from which the same command goes on; a
@@ -40,6 +41,7 @@ def main() -> int:
     """Run the campaign and print its table; exit status 1 where something was lost."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--first", type=int, default=0, help="begin with this one, not run 0")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "scratch/chaos.jsonl")
     parser.add_argument("--only", default=",".join(FAULTS), help=f"faults to draw from: {', '.join(FAULTS)}")
@@ -58,11 +60,12 @@ def main() -> int:
     if options.out.exists():
         lines = map(json.loads, options.out.read_text().splitlines())
         done = {line["run"]: line for line in lines if (line["seed"], line["code"]) == (options.seed, code)}
-    shop.open()
+    left = [number for number in range(options.first, options.runs) if number not in done]
     try:
-        undisturbed = reference(shop)
-        print(f"{machine()}; undisturbed: {undisturbed['seconds']:.0f} s, {undisturbed['cpu']:.0f} s of CPU")
-        left = [number for number in range(options.runs) if number not in done]
+        if left:
+            shop.open()
+            undisturbed = reference(shop)
+            print(f"{machine()}; undisturbed: {undisturbed['seconds']:.0f} s, {undisturbed['cpu']:.0f} s of CPU")
         began = time.monotonic()
         for index, number in enumerate(left):
             rng = random.Random(f"{options.seed}/{number}")
@@ -73,6 +76,8 @@ def main() -> int:
             with options.out.open("a") as file:
                 file.write(json.dumps(result) + "\n")
             tell(result, (time.monotonic() - began) / (index + 1) * (len(left) - index - 1))
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command goes on with what is left")
     finally:
         shop.close()
     results = [done[number] for number in sorted(done) if number < options.runs]

@@ -241,11 +241,12 @@ def faketime_library() -> Path | None:
 
 
 def code_of(commit: str) -> str:
-    """Return what tells the code of one campaign from another's."""
-    if commit:
-        named = ["git", "rev-parse", "--short=12", commit]
-        return subprocess.run(named, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    """Return what tells the code of one campaign from another's: commits that leave `CODE` alone have the same."""
     digest = hashlib.sha256()
+    if commit:
+        named = ["git", "rev-parse", *(f"{commit}:{name}" for name in CODE)]
+        digest.update(subprocess.run(named, cwd=ROOT, capture_output=True, check=True).stdout)
+        return digest.hexdigest()[:12]
     for path in (ROOT / name for name in CODE):
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file() and "__pycache__" not in file.parts:

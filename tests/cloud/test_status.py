@@ -139,7 +139,7 @@ def test_a_plan_needs_no_credentials(no_aws, folder, command):
     (folder / "params.yaml").write_text("experiment: mnist\nsearch: none\nablation: none\n")
     done = command("host", "plan", "data.limit=60000")
     assert done.exit_code == 0, done.output
-    assert "mnist: 55,000 training images × 6 epochs" in done.output
+    assert "mnist: 55,000 training images × 5 epochs" in done.output
     assert "prices and quotas unknown: no AWS credentials were found" in done.output
     assert "refused: p3.2xlarge: V100" in done.output
     assert "From the calibration table, not from a run" in done.output
