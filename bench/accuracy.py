@@ -1,6 +1,7 @@
 """Test accuracy of an experiment over seeds, with its training time: the figures at the head of its YAML.
 
-python bench/accuracy.py mnist --seeds 3
+    python bench/accuracy.py mnist --seeds 3
+    python bench/accuracy.py mnist_fast --seeds 5 trainer.precision=bf16
 """
 
 from __future__ import annotations
@@ -16,19 +17,21 @@ def main() -> None:
     """Train with each seed and print mean and standard deviation."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("experiment")
+    parser.add_argument("overrides", nargs="*", help="what differs from the experiment")
     parser.add_argument("--seeds", type=int, default=3)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     print(machine(), flush=True)
     folder = prepared(options.experiment)
     accuracies, seconds = [], []
     for seed in range(options.seeds):
         out = FOLDER / f"{options.experiment}-{seed}"
-        facts = trained(folder, out, f"experiment={options.experiment}", f"seed={seed}")
+        facts = trained(folder, out, f"experiment={options.experiment}", f"seed={seed}", *options.overrides)
         seconds.append(facts["seconds"]["train"])
         accuracies.append(test_accuracy(folder, out))
         print(f"  seed {seed}: {accuracies[-1]:.2%}, {seconds[-1]:.1f} s of training", flush=True)
     spread = f" ± {statistics.stdev(accuracies):.2%}" if len(accuracies) > 1 else ""
-    print(f"{options.experiment}: {statistics.mean(accuracies):.2%}{spread}, {statistics.mean(seconds):.1f} s")
+    name = " ".join((options.experiment, *options.overrides))
+    print(f"{name}: {statistics.mean(accuracies):.2%}{spread}, {statistics.mean(seconds):.1f} s")
 
 
 def test_accuracy(folder: Path, out: Path) -> float:
