@@ -1,7 +1,7 @@
 """Test accuracy of an experiment over seeds, with its training time: the figures at the head of its YAML.
 
-    python bench/accuracy.py mnist --seeds 3
-    python bench/accuracy.py mnist_fast --seeds 5 trainer.precision=bf16
+python bench/accuracy.py mnist --seeds 3
+python bench/accuracy.py mnist_fast --seeds 5 trainer.precision=bf16
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -94,10 +95,30 @@ def imds() -> Iterator[Imds]:
     service.stop()
 
 
+class Silent:
+    """A service that takes connections and never answers."""
+
+    def __init__(self) -> None:
+        self.connections: list[socket.socket] = []
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listening.getsockname()[1]}"
+        threading.Thread(target=self._take, daemon=True).start()
+
+    def _take(self) -> None:
+        with contextlib.suppress(OSError):  # the end: it is closed
+            while True:
+                self.connections.append(self.listening.accept()[0])
+
+    def stop(self) -> None:
+        """End it."""
+        self.listening.shutdown(socket.SHUT_RDWR)  # close alone would leave the thread in accept()
+        for one in (self.listening, *self.connections):
+            one.close()
+
+
 @pytest.fixture
-def silent() -> Iterator[str]:
-    """The address of a service that takes connections and never answers."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(64)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+def silent() -> Iterator[Silent]:
+    """A running service that is silent."""
+    service = Silent()
+    yield service
+    service.stop()

@@ -22,7 +22,7 @@ from moto import mock_aws
 
 from cnn_tuning.cloud import launch, teardown
 from cnn_tuning.cloud.aws import Aws
-from cnn_tuning.cloud.names import PATH, Order
+from cnn_tuning.cloud.names import PATH, Order, as_mapping
 from cnn_tuning.cloud.plan import Option
 from cnn_tuning.cloud.prices import PRICING_REGION
 from cnn_tuning.config import HostConfig, compose
@@ -31,6 +31,7 @@ from cnn_tuning.errors import UserError
 ROOT = Path(__file__).parents[1]
 REGION = "us-east-1"
 ACCOUNT = "123456789012"  # moto's
+SECRET = "testing-secret"
 # What a run makes in EC2 besides instances, which moto shows when they are gone.
 TAGGED = {
     "describe_addresses": "Addresses",
@@ -119,7 +120,7 @@ def no_aws(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
 def credentials(no_aws: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Credentials that no real account knows."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing-secret")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
 
 
 class _Prices(BaseHTTPRequestHandler):
@@ -198,6 +199,10 @@ def leave_nothing(aws: Aws) -> None:
     left += aws.client("iam").list_roles(PathPrefix=PATH)["Roles"]
     left += aws.client("iam").list_instance_profiles(PathPrefix=PATH)["InstanceProfiles"]
     left += aws.client("scheduler").list_schedules()["Schedules"]
+    sagemaker = aws.client("sagemaker")
+    for endpoint in sagemaker.list_endpoints()["Endpoints"]:
+        tags = as_mapping(sagemaker.list_tags(ResourceArn=endpoint["EndpointArn"])["Tags"])
+        left += [endpoint] if tags.get("project") == project else []
     assert left == []
 
 
@@ -249,7 +254,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
             done.output_bytes += f"error: {done.exception}\n".encode()
         elif done.exception and not isinstance(done.exception, SystemExit):
             raise done.exception
-        assert ACCOUNT not in done.output
+        assert ACCOUNT not in done.output and SECRET not in done.output
         return done
 
     return run

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
+import httpx
 import pytest
+from project import Project, free_port
 from renting import host_config, order
 
 from cnn_tuning.cloud.specification import LARGEST_USER_DATA, boot_script
+from cnn_tuning.stages.host_session import NOTEBOOK
 
 TOOLS = ("aws", "shutdown", "git", "make", "dvc", "apt-get", "snap", "unzip", "nvidia-smi", "python3", "python")
 # Of the agent's commands `run -- COMMAND` has to do something.
@@ -140,12 +144,13 @@ def test_the_state_says_which_host_it_is(machine):
 def test_an_interactive_host_runs_no_pipeline_and_keeps_its_token_to_itself(machine):
     machine.stand_in("python", f'case "$1 $2" in "-c import secrets"*) echo a-jupyter-token;; *) {AGENT};; esac')
     machine.stand_in("mlflow", "exit 0")
-    machine.stand_in("jupyter", f'echo "$JUPYTER_TOKEN" >{machine.root}/used; cp {machine.root}/state.json '
-                     f'{machine.root}/then.json')  # fmt: skip
+    machine.stand_in("jupyter", f'echo "$JUPYTER_TOKEN" >{machine.root}/used; pwd >{machine.root}/where; '
+                     f'cp {machine.root}/state.json {machine.root}/then.json')  # fmt: skip
     assert machine.boot(MODE="interactive") == 0
     assert not [call for call in machine.calls if "repro" in call]
     assert machine.uploaded("jupyter.token") == "a-jupyter-token\n"
     assert (machine.root / "used").read_text() == "a-jupyter-token\n"
+    assert (machine.root / "where").read_text() == f"{machine.root}/project\n"
     assert (machine.root / "jupyter.token").stat().st_mode & 0o077 == 0
     then = json.loads((machine.root / "then.json").read_text())
     assert (then["state"], then["stage"]) == ("started", "ready")
@@ -153,6 +158,46 @@ def test_an_interactive_host_runs_no_pipeline_and_keeps_its_token_to_itself(mach
     [jupyter] = [call for call in machine.calls if call.startswith("jupyter")]
     assert "--ip 127.0.0.1 --port 8888" in jupyter
     assert machine.calls[-1] == "shutdown -h now"
+
+
+@pytest.mark.slow
+def test_jupyter_as_a_host_starts_it_shows_the_notebook_to_who_has_the_token(tmp_path):
+    [line] = re.findall("(JUPYTER_TOKEN=.*)' -", boot_script(host_config(), order(), 60))
+    port, token = free_port(), tmp_path / "jupyter.token"
+    there = line.replace("--port 8888", f"--port {port}")
+    assert there != line
+    token.write_text("a-jupyter-token\n")
+    project = Project(tmp_path / "project", "experiment: digits\n")
+    jupyter = project.start("bash", "-c", there, "-", str(token), HOME=str(tmp_path))
+    url = f"http://127.0.0.1:{port}"
+    try:
+        with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
+            _wait_for_an_answer(client, jupyter)
+            shown = client.get(f"/api/contents/{NOTEBOOK}", params={"token": "a-jupyter-token"})
+            page = client.get(f"/lab/tree/{NOTEBOOK}", params={"token": "a-jupyter-token"})
+        with httpx.Client(base_url=url, trust_env=False, timeout=60) as stranger:  # who has no cookie
+            refused = [stranger.get(f"/api/contents/{NOTEBOOK}", params=given) for given in ({}, {"token": "x"})]
+            login = stranger.get(f"/lab/tree/{NOTEBOOK}")
+    finally:
+        jupyter.terminate()
+        jupyter.communicate(timeout=60)
+    assert shown.status_code == 200 and shown.json()["type"] == "notebook" and shown.json()["content"]["cells"]
+    assert page.status_code == 200
+    assert [answer.status_code for answer in refused] == [403, 403]
+    assert login.status_code == 302 and "/login" in login.headers["location"]
+
+
+def _wait_for_an_answer(client: httpx.Client, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        try:
+            client.get("/api")
+        except httpx.TransportError:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        else:
+            return
 
 
 def test_what_is_missing_is_installed_once_apt_is_free(machine):

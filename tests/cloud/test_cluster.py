@@ -14,6 +14,7 @@ from renting import host_config, order
 
 from cnn_tuning.cloud import inventory, teardown
 from cnn_tuning.cloud.cluster import Kind, cluster_config, of_head, of_person
+from cnn_tuning.cloud.launch import resolve_image
 from cnn_tuning.cloud.names import as_mapping
 
 HEAD = Kind("c7i.xlarge", "ami-head", "/dev/sda1", ("subnet-1",))
@@ -57,7 +58,7 @@ def test_every_host_has_the_guards_of_a_single_one():
         tagged = {spec["ResourceType"]: as_mapping(spec["Tags"]) for spec in node["TagSpecifications"]}
         assert set(tagged) == {"instance", "volume"}
         for tags in tagged.values():
-            assert tags["project"], tags["run"] == ("cnn-tuning", "run-one")
+            assert (tags["project"], tags["run"]) == ("cnn-tuning", "run-one")
             assert datetime.fromisoformat(tags["expires-at"]) > datetime.now(UTC)
 
 
@@ -108,6 +109,8 @@ def test_the_head_may_start_hosts_of_its_run_only():
 def written(aws, project, command):
     """Return what the command printed, and the configuration that it wrote."""
     aws.client("s3").create_bucket(Bucket="a-bucket")
+    other = aws.client("ec2").register_image(Name="plain", RootDeviceName="/dev/sda1")["ImageId"]
+    aws.client("ssm").put_parameter(Name="/cpu", Value=other, Type="String", Overwrite=True)
     done = command(
         "host", "cluster", "--workers", "3", "--head", "c7i.2xlarge", "--run", "swarm", "host.budget=20"
     )
@@ -136,6 +139,16 @@ def test_the_command_makes_what_ray_up_expects(aws, project, written):
         "rights",
     ]
     assert aws.client("s3").head_object(Bucket="a-bucket", Key="cnn-tuning/runs/swarm/code.bundle")
+
+
+def test_the_images_are_those_of_single_hosts(aws, images, written):
+    host = host_config(**images)
+    written_images = {name: node["ImageId"] for name, node in nodes(written[1]).items()}
+    assert written_images == {
+        "head": resolve_image(aws, host, "c7i.2xlarge"),
+        "worker": resolve_image(aws, host, "g5.xlarge"),
+    }
+    assert written_images["head"] != written_images["worker"]
 
 
 def test_hosts_of_it_are_found_and_ended_by_tag(aws, written):

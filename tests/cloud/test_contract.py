@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 
 import pytest
 from played_host import BUCKET, LOCK, RUN, spooled
-from renting import REGION
+from renting import REGION, host_config
 
 from cnn_tuning.cloud.attempt import Attempt
 from cnn_tuning.cloud.metadata import Metadata
@@ -85,3 +86,13 @@ def test_a_host_hears_that_the_budget_is_reached(aws, project, command, played, 
     assert heard == [False, "budget", True]
     assert "its work is saved" in done.output
     assert all_runs(aws, "cnn-tuning") == []
+
+
+def test_the_plan_refuses_the_gpus_that_the_locked_torch_of_a_host_does_not_serve():
+    import torch
+
+    flags = getattr(torch._C, "_cuda_getArchFlags", lambda: None)() or ""
+    served = [int(number) / 10 for number in re.findall(r"\bsm_(\d+)", flags)]
+    if not served:
+        pytest.skip("this torch is not built for CUDA")
+    assert host_config().oldest_compute_capability == min(served)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
-from datetime import datetime
+import sys
+from datetime import datetime, timedelta
+from urllib.parse import parse_qs
 
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
@@ -400,6 +402,52 @@ def test_a_launch_that_was_cut_off_is_gone_on_with(aws, project, command, played
     assert f"host {one}," in done.output and "which ran already" in done.output
     assert "on 1 host" in done.output
     assert_nothing_is_left(aws)
+
+
+@pytest.fixture
+def lost(aws, project, command, played):
+    """The bodies of requests for a fleet; the answer to the first was lost, and the laptop died."""
+    bodies = []
+
+    def note(request, **_):
+        bodies.append(request.body)
+
+    events = aws.client("ec2").meta.events
+    events.register_first("before-send.ec2.CreateFleet", note)
+    with pytest.MonkeyPatch.context() as dying:
+        dying.setattr(follow, "instance_of", lambda *_: sys.exit(9))
+        assert command(*START, "--detach").exit_code == 9
+    yield bodies
+    events.unregister("before-send.ec2.CreateFleet", note)
+
+
+def test_a_launch_whose_answer_was_lost_is_asked_for_in_the_same_words(aws, played, command, lost, monkeypatch):
+    kept = json.loads(played.get("run.json"))
+    assert kept["asked"] and kept["ends"]
+    played.passed += timedelta(minutes=3)
+    with monkeypatch.context() as unseen:  # EC2 does not show it yet; unlike EC2, moto starts another one
+        unseen.setattr(inventory, "instances", lambda *_: [])
+        done = command(*START, "--detach")
+    assert done.exit_code == 0, done.output
+    assert len(lost) == 2 and "expires-at" in lost[0]
+    assert lost[0] == lost[1]
+    record = json.loads(played.get("run.json"))
+    assert (record["attempts"], record["asked"], record["ends"]) == (1, None, None)
+    assert record["hosts"][0]["ends"] == kept["ends"]
+
+
+@pytest.mark.parametrize("how", ["later", "after down"])
+def test_a_launch_that_came_to_nothing_is_not_asked_for_again(aws, played, command, lost, how):
+    if how == "later":
+        played.gone()()
+        played.passed += timedelta(minutes=6)
+    else:
+        assert command("host", "down", RUN).exit_code == 0
+    done = command(*START, "--detach")
+    assert done.exit_code == 0, done.output
+    tokens = [parse_qs(body)["ClientToken"] for body in lost]
+    assert len(tokens) == 2 and tokens[0] != tokens[1]
+    assert "ATTEMPT=1\n" in user_data(aws, played.instance["InstanceId"])
 
 
 SHUT_DOWN = {"state": "failed", "exit": 143}

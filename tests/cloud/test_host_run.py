@@ -9,13 +9,15 @@ import sys
 
 import pytest
 from played_host import LOCK, ends_well, spooled
-from renting import ROOT
+from renting import ROOT, intercept
 
 from cnn_tuning.cloud import inventory
 from cnn_tuning.cloud.code import bundle, snapshot
 from cnn_tuning.cloud.names import as_mapping
+from cnn_tuning.cloud.teardown import all_runs
 from cnn_tuning.config import compose, flatten, to_plain
 from cnn_tuning.errors import UserError
+from cnn_tuning.tracking import facts
 
 WHO = ("-c", "user.name=t", "-c", "user.email=t@example.org")
 
@@ -61,6 +63,28 @@ def test_uncommitted_and_new_files_go_along_and_nothing_changes_here(repository,
     assert (git(repository, "status", "--porcelain"), git(repository, "for-each-ref")) == before
 
 
+@pytest.mark.parametrize("exported", [(), ("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL")], ids=["none", "exported"])
+def test_a_host_knows_of_which_commit_its_snapshot_was_made(repository, tmp_path, monkeypatch, exported):
+    for name in exported:
+        monkeypatch.setenv(name, "a.person@example.org")
+    (repository / "kept").write_text("2")
+    taken = snapshot(repository)
+    monkeypatch.chdir(checked_out(repository, taken.commit, tmp_path))
+    tags, head = facts.gather(), git(repository, "rev-parse", "HEAD")
+    assert (tags["git.commit"], tags["git.dirty"]) == (taken.commit, "false")
+    assert tags["git.snapshot_of"] == head
+    assert facts.code_of(tags) == (head, True)
+    assert facts.code_text(tags) == f"{head}, with uncommitted changes"
+    (repository.parent / "there/kept").write_text("3")
+    assert facts.code_text(facts.gather()) == f"{head}, with uncommitted changes, with changes in kept"
+
+
+def test_the_commits_of_a_person_are_no_snapshots(repository, monkeypatch):
+    git(repository, *WHO, "commit", "-q", "--allow-empty", "-m", "more")
+    monkeypatch.chdir(repository)
+    assert facts.code_of(facts.gather()) == (git(repository, "rev-parse", "HEAD"), False)
+
+
 def test_a_clean_tree_is_its_own_commit(repository, tmp_path):
     taken = snapshot(repository)
     assert (taken.commit, taken.changed) == (git(repository, "rev-parse", "HEAD"), False)
@@ -89,6 +113,18 @@ def test_a_host_to_work_on_is_not_refused_for_the_pipelines_length(aws, project,
     assert "no type can be taken" in command("host", "run", "--yes", "--run", "run-one").output
     done = command("host", "up", "--yes", "--run", "run-one")
     assert done.exit_code == 0, done.output
+
+
+def test_a_host_to_work_on_is_offered_by_its_price_per_hour(aws, spot, project, command):
+    aws.client("s3").create_bucket(Bucket="a-bucket")
+    done = command("host", "up", "--yes", "--run", "run-one", "host.candidates=[g5.xlarge,g4dn.xlarge]")
+    assert done.exit_code == 0, done.output
+    ranked = [line.split() for line in done.output.splitlines() if re.match(r"\w+\.xlarge .* ok", line)]
+    assert [(row[0], *row[-3:-1]) for row in ranked] == [
+        ("g4dn.xlarge", "0.526", "0.190"),
+        ("g5.xlarge", "1.006", "0.400"),
+    ]
+    assert re.search(r"g5\.xlarge +0\.400 +0\.450 *\n", done.output)
 
 
 def test_a_run_starts_one_host_with_the_code_and_an_end_within_the_budget(aws, project, command):
@@ -171,6 +207,45 @@ def test_what_is_missing_is_told_before_anything_starts(aws, project, command, o
     assert done.exit_code == 1
     assert told in done.output.splitlines()[-1]
     assert inventory.instances(aws, "cnn-tuning") == []
+
+
+def assert_nothing_was_done(aws):
+    assert inventory.instances(aws, "cnn-tuning") == []
+    assert all_runs(aws, "cnn-tuning") == []
+    assert aws.client("s3").list_objects_v2(Bucket="a-bucket")["KeyCount"] == 0
+
+
+def test_without_credentials_a_run_is_one_line(aws, project, command, monkeypatch):
+    aws.client("s3").create_bucket(Bucket="a-bucket")
+    with monkeypatch.context() as nobody:
+        for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN"):
+            nobody.delenv(f"AWS_{name}", raising=False)
+        clients = dict(aws._clients)
+        aws._clients.clear()  # they keep the credentials that they were made with
+        try:
+            done = command("host", "run", "--yes")
+        finally:
+            aws._clients.update(clients)
+    assert done.exit_code == 1
+    [line] = done.output.splitlines()
+    assert line.startswith("error: sts: no AWS credentials were found: run `aws configure`")
+    assert_nothing_was_done(aws)
+
+
+def test_a_quota_that_is_too_low_is_told_before_anything_is_done(aws, project, command):
+    aws.client("s3").create_bucket(Bucket="a-bucket")
+    quotas = aws.client("service-quotas")
+    stop = intercept(quotas, "GetServiceQuota", lambda _: {"Quota": {"QuotaCode": "L-3819A6DF", "Value": 2.0}})
+    try:
+        done = command("host", "run", "--yes", "host.candidates=[g5.xlarge]")
+    finally:
+        stop()
+    assert done.exit_code == 1
+    lines = done.output.splitlines()
+    assert "refused: g5.xlarge: the spot quota is 2 vCPUs of 4: ask for more in Service Quotas" in lines
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+    assert lines[-1] == "error: no type can be taken: the reasons are above"
+    assert_nothing_was_done(aws)
 
 
 def test_the_pages_commands_work_in_an_account(aws, project, command, played):

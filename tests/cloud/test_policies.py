@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 from fnmatch import fnmatchcase
 
 import pytest
 from played_host import BUCKET, RUN, ends_well
+from project import BIN, ROOT
 from renting import ACCOUNT, REGION, host_config
 
 from cnn_tuning.cloud.bucket import make
@@ -90,6 +94,20 @@ def test_a_person_may_do_what_the_commands_do(aws, project, command, played, ask
     assert len({right for right, _ in rights}) > 40
     refused = [(right, params) for right, params in rights if not any(allows(s, right, params) for s in person)]
     assert refused == []
+
+
+def test_the_pages_line_makes_a_managed_policy_of_what_is_printed(folder, command):
+    printed = command("remote", "policies", "b" * 63)  # as long as a bucket's name may be
+    [line] = [text for text in (ROOT / "docs/hosts.md").read_text().splitlines() if "| python -c" in text]
+    there, _, then = line.strip().partition(" | ")
+    assert there == "cnn-tuning remote policies my-bucket"
+    path = {"PATH": f"{BIN}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-c", then], input=printed.stdout, text=True, cwd=folder, env=path, check=True)
+    policy = json.loads((folder / "person.json").read_text())
+    assert policy == of_person("cnn-tuning", "b" * 63, "cnn-tuning")
+    # IAM's quotas, whitespace not counted: an inline policy of a user has 2,048 characters, a managed one 6,144.
+    # https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html
+    assert 2048 < len("".join(json.dumps(policy).split())) < 6144
 
 
 def test_the_amis_that_are_shipped_are_of_those_that_may_be_asked_for():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from moto_server import serving
 from played_host import BUCKET, RUN
-from renting import REGION
+from renting import REGION, leave_nothing
 
 from cnn_tuning.cloud.aws import Aws
 from cnn_tuning.cloud.names import as_mapping
@@ -37,7 +37,9 @@ def aws(credentials, prices, monkeypatch):
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
     with serving() as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        yield Aws(REGION)
+        made = Aws(REGION)
+        yield made
+        leave_nothing(made)
 
 
 def dvc(folder, *arguments):

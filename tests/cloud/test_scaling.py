@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from project import ROOT
 
 from cnn_tuning.cloud.plan import Option
 from cnn_tuning.cloud.scaling import Link, Work, exchange_seconds, predict
 from cnn_tuning.config import compose
 from cnn_tuning.errors import UserError
 from cnn_tuning.stages.host_nodes import predicted
+
+sys.path.append(str(ROOT / "bench"))
+scaling = importlib.import_module("scaling")
 
 works = st.builds(
     Work,
@@ -76,3 +82,25 @@ def test_the_command_prints_what_several_hosts_would_make_of_it(aws, folder, com
     assert "Predicted, not measured" in shown.output
     done = command(*asked[:-1], "1,x")
     assert done.exit_code == 1 and "--nodes 1,x: must be numbers from 1 to 1024" in done.output
+
+
+def test_the_bench_finds_the_link_again_and_predicts_the_steps_that_were_made_with_it():
+    # A million weights at 2 GB/s, 100 µs a turn; a whole batch takes 50 ms, half of it 30.
+    smallest_s, gradients_s = 2 * 100e-6, 4e6 / 2e9 + 2 * 100e-6
+    link = Link(2e9, 100e-6)
+    two_s = 0.03 + exchange_seconds(4_000_000, 2, link)
+    figures = scaling._compared(
+        {
+            "one": {"batch": 100, "weights": 1_000_000, "samples_per_second": 2000.0},
+            "half_batch": {"step_s": 0.03},
+            "two": {"step_s": two_s, "samples_per_second": 100 / two_s},
+            "smallest_exchange_s": smallest_s,
+            "gradient_exchange_s": gradients_s,
+        }
+    )
+    assert figures["link_bytes_per_s"] == pytest.approx(2e9)
+    assert figures["link_latency_s"] == pytest.approx(100e-6)
+    assert figures["predicted_step_s"] == pytest.approx(figures["measured_step_s"])
+    assert figures["predicted_samples_per_second"] == pytest.approx(figures["measured_samples_per_second"])
+    # Half of the whole batch's time, as `host plan --nodes` takes it.
+    assert figures["planned_step_s"] == pytest.approx(0.025 + figures["exchange_s"])

@@ -79,7 +79,8 @@ def test_a_tunnel_leads_to_each_port_and_leaves_no_process(rented, tools, projec
     assert done.exit_code == 0, done.output
     assert "the host goes on" in done.output and "s3cr3t" not in done.output
     page = project / ".state/hosts" / RUN / "jupyter.html"
-    assert "token=s3cr3t-token" in page.read_text() and stat.S_IMODE(page.stat().st_mode) == 0o600
+    target = f"http://127.0.0.1:{jupyter}/lab/tree/notebooks/cnn_tuning.ipynb?token=s3cr3t-token"
+    assert f'url={target}"' in page.read_text() and stat.S_IMODE(page.stat().st_mode) == 0o600
     notes = [line.split(maxsplit=2) for line in tools.read_text().splitlines()]
     assert len(notes) == 2
     for child, plugin, arguments in notes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -92,6 +93,8 @@ def test_an_endpoint_costs_until_it_is_removed_also_when_no_host_is_left(aws, fo
         assert "nothing of project" not in told and "of-others" not in told
     [row] = json.loads(command("host", "status", "--json").output)["endpoints"]
     assert row["name"] == "mine"
+    sagemaker.delete_endpoint(EndpointName="mine")
+    assert command("host", "status").output.startswith("nothing of project")
 
 
 def test_a_leftover_that_costs_nothing_is_named(aws, host, folder, command):
@@ -151,7 +154,7 @@ def test_a_plan_with_prices_names_dollars_and_zones(aws, folder, command):
     done = command("host", "plan", "--json", "--measured", "g5.xlarge=61000", *shape)
     told = json.loads(done.output)
     options = {found["type"]: found for found in told["options"]}
-    assert told["epochs"] == 6
+    assert told["epochs"] == 5
     g5 = options["g5.xlarge"]
     assert (g5["basis"], g5["quota_ok"]) == ("measured", True)
     assert g5["usd_on_demand"] == pytest.approx(g5["hours"] * 1.02, rel=0.01)
@@ -174,6 +177,41 @@ def test_a_plan_before_there_is_data_says_what_is_missing(no_aws, folder, comman
     done = command("host", "plan", "search=none")
     assert done.exit_code == 0
     assert "unknown number of training images" in done.output and "dvc repro preprocess" in done.output
+
+
+def widest_row(output):
+    return max(len(line.rstrip()) for line in output.splitlines() if "  " in line)
+
+
+def test_a_plan_before_there_is_data_has_prices_per_hour_and_ranks_by_them(aws, spot, folder, command):
+    done = command("host", "plan", "search=none", "host.candidates=[g5.xlarge,g6.xlarge,g4dn.xlarge]")
+    assert done.exit_code == 0, done.output
+    assert "hours  " not in done.output and "in all  " not in done.output
+    ranked = [line.split() for line in done.output.splitlines() if re.match(r"\w+\.xlarge .* ok", line)]
+    assert [(row[0], *row[-3:-1]) for row in ranked] == [
+        ("g4dn.xlarge", "0.526", "0.190"),
+        ("g6.xlarge", "0.805", "0.300"),
+        ("g5.xlarge", "1.006", "0.400"),
+    ]
+    assert re.search(r"spot \$ an hour +us-east-1a +us-east-1b *\n", done.output)
+    assert re.search(r"g4dn\.xlarge +0\.210 +0\.190 *\n", done.output)
+    assert re.search(r"g6\.xlarge +- +0\.300 *\n", done.output)
+    assert widest_row(done.output) <= 110
+    told = command(
+        "host", "plan", "search=none", "host=on_demand", "--json", "host.candidates=[g5.xlarge,g6.xlarge]"
+    )
+    assert [found["type"] for found in json.loads(told.output)["options"]] == ["g6.xlarge", "g5.xlarge"]
+
+
+def test_a_plan_of_known_length_has_prices_per_hour_and_in_all(aws, spot, folder, command):
+    shape = ("data.limit=60000", "ablation=none", "search=none", "host.candidates=[g5.xlarge]")
+    done = command("host", "plan", "--measured", "g5.xlarge=61000", *shape)
+    [row] = [line.split() for line in done.output.splitlines() if re.match(r"g5\.xlarge .* ok", line)]
+    per_hour, hours, in_all = row[-6:-4], float(row[-4]), [float(value) for value in row[-3:-1]]
+    assert per_hour == ["1.006", "0.400"]
+    extras = extras_per_hour(host_config())
+    assert in_all == pytest.approx([hours * (1.006 + extras), hours * (0.4 + extras)], abs=0.01)
+    assert widest_row(done.output) <= 110
 
 
 def test_a_speed_that_is_none_is_told(no_aws, folder, command):

@@ -8,6 +8,8 @@ import json
 import logging
 import os
 import shutil
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -16,7 +18,7 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from project import free_port
+from project import ROOT, free_port
 from seaweed import BUCKET, _weed, seaweed  # noqa: F401 - fixtures
 from training_recipes import SignalAt, recipe_with, same
 
@@ -341,3 +343,27 @@ def test_a_fit_without_the_training_images_resumes_to_the_bit(s3, packed, tmp_pa
     assert len(range_test(recipe, data, steps=10).loss) > 3
     with pytest.raises(UserError, match=r"trainer\.sequential_parts needs the data at hand"):
         fit(patch(recipe, {"trainer.sequential_parts": 2}), data, state_folder=tmp_path / "parts")
+
+
+@pytest.mark.slow
+def test_the_stages_train_and_evaluate_without_the_training_images(packed, tmp_path, store_db):
+    write_shards(packed, str(tmp_path / "shards"), 0.01)
+    out = tmp_path / "out"
+    shutil.copytree(packed.path, out / "data/prepared", ignore=shutil.ignore_patterns("train"))
+    tracked = (f"tracking.uri=sqlite:///{store_db}", f"tracking.spool={tmp_path}/spool")
+    for stage, *overrides in (
+        ("train", "trainer.max_epochs=3", f"trainer.stream={tmp_path / 'shards'}"),
+        ("evaluate",),
+    ):
+        command = [sys.executable, "-P", "-m", f"cnn_tuning.stages.{stage}", "experiment=digits", *overrides]
+        folders = ("--inputs", str(out), "--outputs", str(out))
+        done = subprocess.run(
+            [*command, *tracked, *folders], cwd=ROOT, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+    assert "test images seen in training: not evaluated: no training images in " in done.stdout
+    metrics = json.loads((out / "results/evaluation/metrics.json").read_text())
+    assert metrics["baseline"]["test"]["accuracy"] > 0.5
+    assert metrics["leak"]["not_evaluated"].startswith("no training images in ")
+    assert "images" not in metrics["leak"]
+    assert "not evaluated: no training images in " in (out / "results/evaluation/report.html").read_text()

@@ -44,6 +44,7 @@ def test_imbalance_names_the_rare_classes():
     finding = found("class_imbalance", answers(np.eye(4, dtype=int), counts=[1000, 990, 20, 0]))
     assert finding.evidence["rare classes"] == ["class 3", "class 2"]
     assert "'class 3' 0" in finding.explanation and finding.remedy == {}
+    assert finding.first_step == 1
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.13, 0.31), (33.3, 78.6), (0.0, 0.1), (-0.9, 1.0)])
@@ -62,6 +63,7 @@ def test_images_in_both_splits_are_told_by_position():
     data = answers(np.diag([50, 50]), shared=np.array([[3, 7], [8, 7], [9, 12]]))
     finding = found("leakage", data)
     assert finding.status == "fired" and finding.evidence["images in both"] == 2
+    assert finding.first_step == 1
     assert finding.evidence["positions (train, val)"] == [[3, 7], [8, 7], [9, 12]]
 
 

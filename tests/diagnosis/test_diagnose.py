@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import html
+import importlib
 import json
 import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -13,7 +17,8 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from curve_recordings import recording as curve_recording
-from project import Project
+from project import ROOT, Project
+from pytorch_lightning.callbacks import Callback
 from training_recipes import recipe_with
 
 from cnn_tuning.config import DiagnosisConfig, RuleConfig, compose
@@ -23,9 +28,14 @@ from cnn_tuning.diagnosis.recording import Sweep, read_recording, write_recordin
 from cnn_tuning.diagnosis.source import find
 from cnn_tuning.diagnosis.watch import Watch
 from cnn_tuning.errors import UserError
+from cnn_tuning.stages import fitting
 from cnn_tuning.stages.diagnosing import _trained_on
 from cnn_tuning.tracking.run import Run
-from cnn_tuning.training.fit import fit
+from cnn_tuning.training.fit import Diverged, fit
+from cnn_tuning.training.start import say_once
+
+sys.path.append(str(ROOT / "bench"))
+sickness = importlib.import_module("sickness")
 
 CONFIG = compose(["experiment=digits"], params=None)
 SHIPPED, TRACKING = CONFIG.diagnosis, CONFIG.tracking
@@ -93,6 +103,54 @@ def test_a_training_that_left_no_data_is_held_against_its_data_too(packed):
         assert _trained_on(packed, known) is same
 
 
+class BreaksAt(Callback):
+    """Spoils a network's weights after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, module, *_):
+        if trainer.global_step == self.step:
+            next(module.network.parameters()).data.fill_(np.nan)
+
+
+def test_a_training_that_diverged_shows_its_operators(packed, tmp_path, monkeypatch):
+    def breaks(*positional, callbacks, **named):
+        return fit(*positional, callbacks=[*callbacks, BreaksAt(20)], **named)
+
+    monkeypatch.setattr(fitting, "fit", breaks)
+    out, sheet = tmp_path / "out", tmp_path / "sheet"
+    out.mkdir()
+    sheet.mkdir()
+    tracked = MagicMock(Run)
+    tracked.system_samples.return_value = []
+    with pytest.raises(Diverged):
+        fitting.fit_to_folder(
+            recipe_with(["trainer.profile=true"]), packed, out, sheet,
+            diagnosis=SHIPPED, state=tmp_path / "state", tracked=tracked, name="train",
+        )  # fmt: skip
+    assert "convolution" in _operators(sheet)
+
+
+@pytest.mark.parametrize(("profile", "lines"), [("true", 1), ("false", 0)])
+def test_that_compared_trainings_are_not_traced_is_said_once(profile, lines, capsys):
+    say_once.cache_clear()
+    for _ in range(2):
+        Watch(recipe_with([f"trainer.profile={profile}"]), SHIPPED, "arm", stops=False)
+    assert capsys.readouterr().err.count("are not traced") == lines
+
+
+def _operators(sheet: Path) -> str:
+    """Return the operators of a traced training, which its page shows and a trace comes with."""
+    trace = json.loads(gzip.decompress((sheet / "trace.json.gz").read_bytes()))
+    assert {"forward", "backward", "optimiser"} <= {event.get("name") for event in trace["traceEvents"]}
+    told = (sheet / "operators.csv").read_text()
+    page = (sheet / "profile.html").read_text()
+    assert "<h2>Operators</h2>" in page
+    assert html.escape(told.splitlines()[1].split(",")[0]) in page
+    return told
+
+
 def test_mistakes_in_rules_are_told_together(packed):
     rules = {"overfiting": ALWAYS, "class_imbalance": RuleConfig("stop", {"ration": 2.0})}
     with pytest.raises(UserError) as told:
@@ -108,19 +166,24 @@ def test_mistakes_in_rules_are_told_together(packed):
 
 @pytest.fixture(scope="module")
 def sick(digits, tmp_path_factory) -> Project:
-    """The project with a training by hand whose learning rate is far too low."""
-    path = tmp_path_factory.mktemp("sick") / "project"
-    shutil.copytree(digits.path, path, symlinks=True)
-    project = Project.at(path)
+    """The project with a traced training by hand whose learning rate is far too low."""
+    project = _copy_of(digits, tmp_path_factory.mktemp("sick") / "project")
     project.printed = project.run(
-        *("python", "-m", "cnn_tuning.stages.train", "optimizer.learning_rate=1e-5", "trainer.max_epochs=4")
+        *("python", "-m", "cnn_tuning.stages.train", "optimizer.learning_rate=1e-5", "trainer.max_epochs=4"),
+        "trainer.profile=true",
     )
     return project
+
+
+def _copy_of(project: Project, path: Path) -> Project:
+    shutil.copytree(project.path, path, symlinks=True)
+    return Project.at(path)
 
 
 @pytest.mark.slow
 def test_findings_show_in_the_terminal_and_in_the_run(sick, rows):
     assert "learning_rate_too_low" in sick.printed
+    assert "convolution" in _operators(sick.path / "scratch/results/training")
     found = json.loads(sick.run("cnn-tuning", "diagnose", "scratch/models/baseline", "--json"))
     fired = {entry["rule"]: entry for entry in found if entry["status"] == "fired"}
     assert 1e-4 < fired["learning_rate_too_low"]["remedy"]["optimizer.learning_rate"] < 0.1
@@ -156,8 +219,24 @@ def test_a_remedy_is_proved_by_training_with_and_without_it(sick):
     assert float(gain[1]) > 50
     assert re.search(r"\[-?[\d.]+, [\d.]+\]", told)  # with an interval
     assert "learning_rate_too_low fires on 2 of 2 as it was, on 0 of 2 with the remedy" in told
+    assert told.count("are not traced") == 1
     assert (sick.path / "scratch/cure/learning_rate_too_low/arms.csv").exists()
     assert "1/4" not in sick.run(*command)  # nothing is trained twice
+
+
+@pytest.mark.slow
+def test_dropout_is_proved_to_lower_the_gap_of_a_training_that_overfits(digits, tmp_path):
+    project = _copy_of(digits, tmp_path / "project")
+    (case,) = [case for case in sickness.SICK if case.name == "few images learnt by heart"]
+    sickness.data_of(case.data, tmp_path)
+    shutil.rmtree(project.path / "data/prepared")
+    shutil.copytree(tmp_path / case.data, project.path / "data/prepared")
+    project.run("python", "-m", "cnn_tuning.stages.train", *case.overrides)
+    told = project.run("cnn-tuning", "cure", "scratch/models/baseline", "--rule", "overfitting", "--seeds", "3")
+    assert "remedy: model.dropout=both" in told
+    assert "overfitting fires on 3 of 3 as it was" in told
+    low, high = map(float, re.search(r"it lowers the gap in loss by [\d.]+ \[([\d.]+), ([\d.]+)\]", told).groups())
+    assert 0 < low < high
 
 
 @pytest.mark.slow

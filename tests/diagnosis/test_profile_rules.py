@@ -244,13 +244,14 @@ def test_a_busy_machine_gets_fewer_threads():
 @pytest.mark.parametrize(("read", "wait", "status"), [(30e6, 0.5, "fired"), (0.0, 0.5, "ok"), (30e6, 0.01, "ok")])
 def test_io_bottleneck_needs_a_wait_and_reading(read, wait, status):
     healthy = made_up()
-    times = replace(
-        healthy, resident=False, loader_workers=2, wait=wait * healthy.step, disk_read=np.full(60, read)
-    )
+    waited = wait * healthy.step
+    waited[:3] = 0
+    times = replace(healthy, resident=False, loader_workers=2, wait=waited, disk_read=np.full(60, read))
     finding = ask("io_bottleneck", times)
     assert finding.status == status
     assert ask("io_bottleneck", replace(times, resident=True)).status == "ok"
     if status == "fired":
+        assert finding.first_step == times.first_step + 3
         assert finding.remedy == {"trainer.workers": 4}
         assert ask("io_bottleneck", times, patch(RECIPE, {"trainer.data_on_device": "no"})).remedy == {
             "trainer.data_on_device": "auto"

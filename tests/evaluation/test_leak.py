@@ -28,3 +28,11 @@ def test_test_images_of_the_training_and_the_validation_split_are_found(packed, 
     assert leaking.images == 4
     assert leaking.without["baseline"] == 1 - 4 / (len(right) - 4)
     assert "which flatters; accuracy on the others: baseline" in leaking.sentence
+
+
+def test_where_no_training_images_are_it_is_told_that_none_were_compared(packed, tmp_path):
+    shutil.copytree(packed.path, tmp_path / "data", ignore=shutil.ignore_patterns("train"))
+    right = np.array(packed.split("test").labels)
+    unknown = find_leak(replace(packed, path=tmp_path / "data"), {"baseline": right})
+    assert unknown.sentence == f"not evaluated: no training images in {tmp_path / 'data'}"
+    assert not unknown.without

@@ -49,9 +49,10 @@ def test_a_replay_from_the_beginning_leaves_no_trace(tracking, tmp_path, store_d
     _wait_until(lambda: not _held(tmp_path / "spool" / "deliver.lock"))
     tables = ("metrics", "params", "tags", "inputs", "runs")
     counts = [rows(store_db, f"select count(*) from {table}") for table in tables]
+    assert all(count > 0 for ((count,),) in counts)
     (tmp_path / "spool" / f"{run.key}.delivery.json").unlink()  # as if no answer had ever been noted
     (row,) = sync(tmp_path / "spool")
-    assert row.run_id == run.delivery.run_id
+    assert (row.state, row.message, row.run_id) == ("delivered", "", run.delivery.run_id)
     assert [rows(store_db, f"select count(*) from {table}") for table in tables] == counts
 
 

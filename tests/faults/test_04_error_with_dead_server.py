@@ -35,6 +35,7 @@ def test_the_original_error_comes_through(killable_mlflow_server, tmp_path):
     assert time.monotonic() - began < 8
     assert process.returncode == 1
     assert errors.strip().splitlines()[-1] == "ZeroDivisionError: the step's own error"
+    assert errors.count("Traceback (most recent call last)") == 1
     assert server.uri in errors
     assert "cnn-tuning sync" in errors
     (events,) = spool.glob("*.jsonl")

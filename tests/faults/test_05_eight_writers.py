@@ -1,9 +1,10 @@
-"""Row 5: eight processes log to one SQLite store; every metric is there."""
+"""Row 5: eight processes log to one SQLite store, by one deliverer and by eight; every metric is there."""
 
 import multiprocessing
 import time
 
 import pytest
+from filelock import FileLock
 
 from cnn_tuning.tracking.run import Run
 
@@ -21,17 +22,25 @@ def _write(number, config, barrier):
 
 
 @pytest.mark.timeout(LIMIT_S + 60)
-def test_every_metric_is_present(tracking, store_db, rows):
+@pytest.mark.parametrize("own", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_every_metric_is_present(tracking, store_db, tmp_path, rows, own):
+    """With a spool of its own each, eight deliverers write to the database at once."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(WRITERS)
-    config = tracking(wait_s=LIMIT_S)
-    processes = [context.Process(target=_write, args=(i, config, barrier), daemon=True) for i in range(WRITERS)]
+    spools = [tmp_path / (f"spool-{i}" if own else "spool") for i in range(WRITERS)]
+    configs = [tracking(wait_s=LIMIT_S, spool=str(spool)) for spool in spools]
+    processes = [
+        context.Process(target=_write, args=(i, config, barrier), daemon=True) for i, config in enumerate(configs)
+    ]
     for process in processes:
         process.start()
     deadline = time.monotonic() + LIMIT_S
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))
     assert [process.exitcode for process in processes] == [0] * WRITERS
+    for spool in spools:
+        with FileLock(spool / "deliver.lock", timeout=60):  # its deliverer has left
+            pass
     stored = rows(
         store_db,
         "select r.name, m.step, m.value from metrics m join runs r using (run_uuid) where key = 'train/loss'",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
+from striking import SAVING, by_hand  # noqa: F401
 from training_recipes import SHORT, SignalAt
 
 from cnn_tuning.config import DiagnosisConfig, RuleConfig, patch
@@ -47,3 +50,22 @@ def test_09_other_shards_of_the_same_data_start_anew(packed, recipe, tmp_path, c
     write_shards(packed, str(tmp_path / "shards"), 0.01)
     assert fit(streamed, packed, state_folder=tmp_path / "state").resumed_from == 0
     assert "changed trainer.stream.index (" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_09_a_stage_by_hand(by_hand):  # noqa: F811
+    process = by_hand.stage("train", *SAVING, at="train 5")
+    by_hand.reached(process)
+    process.send_signal(signal.SIGTERM)
+    by_hand.go_on()
+    process.communicate(timeout=200)
+    old = by_hand.checkpoints()
+    assert old[-1].name == "step-00000005.ckpt"  # the fault is real: there is something to go on from
+    again = by_hand.stage("train", *SAVING, "optimizer.learning_rate=0.02")
+    printed, _ = again.communicate(timeout=200)
+    assert again.returncode == 0, printed
+    assert "not continuing the unfinished .state/train/" in printed
+    assert "optimizer.learning_rate (" in printed
+    assert "going on from" not in printed
+    assert by_hand.ends() == ["KILLED", "FINISHED"]
+    assert by_hand.checkpoints() == old

@@ -1,4 +1,7 @@
-"""Row 10: SIGTERM in the middle of a batch; a checkpoint, exit status 143, run KILLED, dvc.lock as it was."""
+"""Row 10: SIGTERM in the middle of a batch; a checkpoint, exit status 143, run KILLED, dvc.lock as it was.
+
+Row 12 of a single training: Ctrl-C, once and twice; the same with exit status 130.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,21 @@ import pytest
 from striking import SAVING, _begun, begun, by_hand  # noqa: F401
 
 pytestmark = pytest.mark.slow
+either = pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=["row10", "row12"])
 
 
-def test_10_a_training_by_hand(by_hand):  # noqa: F811
+@either
+def test_10_a_training_by_hand(by_hand, signum):  # noqa: F811
     process = by_hand.stage("train", "trainer.max_epochs=2", at="train 5")
     stage = by_hand.reached(process)
     assert stage.pid == process.pid  # the fault is real: it is in its fifth batch
-    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, signum)
     by_hand.go_on()
     printed, _ = process.communicate(timeout=200)
-    assert process.returncode == 128 + signal.SIGTERM, printed
+    assert process.returncode == 128 + signum, printed
     (saved,) = by_hand.checkpoints()
     assert saved.name == "step-00000005.ckpt"  # the batch was ended first
-    assert f"SIGTERM: state saved in {saved.relative_to(by_hand.path)}" in printed
+    assert f"{signum.name}: state saved in {saved.relative_to(by_hand.path)}" in printed
     assert "Traceback" not in printed
     assert by_hand.ends() == ["KILLED"]
 
@@ -44,11 +49,12 @@ def test_10_a_pipeline(begun):  # noqa: F811
     assert "models/baseline" in begun.text("dvc.lock")
 
 
-def test_10_twice_in_the_same_batch(by_hand):  # noqa: F811
+@either
+def test_10_twice_in_the_same_batch(by_hand, signum):  # noqa: F811
     process = by_hand.stage("train", *SAVING, at="train 5")
     by_hand.reached(process)
     for _ in range(2):
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signum)
         by_hand.until(lambda: not pending(process.pid), process)
     by_hand.go_on()
     process.communicate(timeout=200)

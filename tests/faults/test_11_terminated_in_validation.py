@@ -68,3 +68,32 @@ def test_11_a_stage_before_its_first_batch(by_hand):  # noqa: F811
     assert "Traceback" not in printed
     assert by_hand.ends() == ["KILLED"]
     assert not (by_hand.path / "models/baseline/model.json").exists()
+    # It struck before the first batch had ended.
+    assert [path.name for path in by_hand.checkpoints()] in ([], ["step-00000001.ckpt"])
+
+
+@pytest.mark.slow
+def test_11_a_stage_before_the_first_batch_of_its_second_start(by_hand):  # noqa: F811
+    process = by_hand.stage("train", *SAVING, at="train 5")
+    by_hand.reached(process)
+    process.send_signal(signal.SIGTERM)
+    by_hand.go_on()
+    process.communicate(timeout=200)
+    again = by_hand.stage("train", *SAVING)
+    printed = ""
+    while "going on from" not in printed:
+        line = again.stdout.readline()
+        assert line, printed
+        printed += line
+    assert "step-00000005.ckpt at step 5" in printed
+    again.send_signal(signal.SIGTERM)
+    rest, _ = again.communicate(timeout=200)
+    assert again.returncode == 128 + signal.SIGTERM, printed + rest
+    assert "Traceback" not in rest
+    assert by_hand.ends() == ["KILLED"]
+    # It struck before the first batch had ended.
+    assert by_hand.checkpoints()[-1].name in ("step-00000005.ckpt", "step-00000006.ckpt")
+    third = by_hand.stage("train", *SAVING)
+    printed, _ = third.communicate(timeout=200)
+    assert third.returncode == 0, printed
+    assert "going on from" in printed

@@ -8,9 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training_recipes import recipe_with
+from training_recipes import SHORT, SignalAt, recipe_with
 
-from cnn_tuning.training.resume import State
+from cnn_tuning.config import patch
+from cnn_tuning.training.fit import fit
+from cnn_tuning.training.resume import Interrupted, State
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +43,34 @@ def test_15_a_file_cut_at_any_offset_falls_back(written, share):
         newest.write_bytes(whole)
 
 
-def test_15_the_damaged_file_is_named(written, capfd):
+DAMAGES = {
+    "empty": lambda whole: whole[:0],
+    "first byte": lambda whole: whole[:1],
+    "without the last byte": lambda whole: whole[:-1],
+    "one bit": lambda whole: whole[:99] + bytes([whole[99] ^ 1]) + whole[100:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_15_the_damaged_file_is_named(written, capfd, damage):
     newest = written.path / "step-00000003.ckpt"
     whole = newest.read_bytes()
-    newest.write_bytes(whole[:99] + bytes([whole[99] ^ 1]) + whole[100:])
+    newest.write_bytes(damage(whole))
     try:
-        written.newest()
+        assert written.newest().name == "step-00000002.ckpt"
     finally:
         newest.write_bytes(whole)
+    assert f"{newest} is damaged" in capfd.readouterr().err
+
+
+def test_15_a_fit_goes_on_from_the_one_before(packed, recipe, tmp_path, capfd):
+    often = patch(recipe, SHORT | {"trainer.checkpoint_every_s": 1e-6})
+    with pytest.raises(Interrupted) as stopped:
+        fit(often, packed, state_folder=tmp_path, callbacks=[SignalAt(10)])
+    newest = stopped.value.saved
+    assert newest.name == "step-00000010.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert fit(often, packed, state_folder=tmp_path).resumed_from == 9
     assert f"{newest} is damaged" in capfd.readouterr().err
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -18,6 +21,14 @@ from cnn_tuning.models import bundle
 from cnn_tuning.training.fit import fit
 from cnn_tuning.training.resume import State
 
+LOAD = """
+import sys
+from cnn_tuning.tracking.store import quiet_mlflow
+quiet_mlflow()
+import mlflow
+mlflow.pyfunc.load_model(sys.argv[1])
+"""
+
 
 class Touch:
     """An object whose unpickling makes a file."""
@@ -27,6 +38,20 @@ class Touch:
 
     def __reduce__(self):
         return (open, (str(self.path), "w"))
+
+
+def ran(*arguments, **environment):
+    """Run Python with no more of MLflow's settings than given; return its exit status and what it printed."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env={**kept, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=200,
+    )
+    return done.returncode, done.stdout
 
 
 @pytest.fixture
@@ -66,6 +91,39 @@ def test_16_a_model_file_with_code_is_refused(digits, tmp_path, canary, form):
     (model / bundle.MODEL).write_text(json.dumps(content))
     with pytest.raises(UserError, match="holds no safetensors"):
         bundle.load(model)
+    assert not canary.exists()
+
+
+@pytest.fixture
+def saved_model(tmp_path, canary):
+    """Return the folder of a saved MLflow model whose pickle holds code."""
+    import mlflow
+
+    class Same(mlflow.pyfunc.PythonModel):
+        def predict(self, context, model_input, params=None):
+            return model_input
+
+    folder = tmp_path / "saved"
+    mlflow.pyfunc.save_model(folder, python_model=Same(), pip_requirements=["mlflow"])
+    (folder / "python_model.pkl").write_bytes(pickle.dumps(Touch(canary)))
+    return folder
+
+
+@pytest.mark.slow
+def test_16_mlflow_refuses_a_saved_model_with_code(saved_model, canary):
+    status, printed = ran("-c", LOAD, str(saved_model))
+    assert status, printed
+    assert "Deserializing model using pickle is disallowed" in printed
+    assert not canary.exists()
+    ran("-c", LOAD, str(saved_model), MLFLOW_ALLOW_PICKLE_DESERIALIZATION="true")
+    assert canary.exists()  # the fault is real: MLflow by itself runs it
+
+
+@pytest.mark.slow
+def test_16_a_saved_model_with_code_is_not_served(saved_model, canary):
+    status, printed = ran("-c", "from cnn_tuning.cli import main; main()", "serve", str(saved_model))
+    assert status == 1, printed
+    assert f"error: {saved_model}: an MLflow model, but not of cnn-tuning: it carries no bundle" in printed
     assert not canary.exists()
 
 

@@ -7,11 +7,17 @@ import signal
 import tarfile
 from datetime import datetime
 from io import BytesIO
+from types import SimpleNamespace
 
 import pytest
 from agents import PLACE, Agent
 from imds import imds  # noqa: F401
 from seaweed import _weed, seaweed  # noqa: F401
+
+from cnn_tuning.cloud import attempt, supervise
+from cnn_tuning.training import resume
+
+NOTICE_S = 120  # what EC2 gives
 
 
 @pytest.fixture
@@ -26,6 +32,20 @@ def saved(agent):
     assert hashlib.sha256(content).hexdigest() == latest["sha256"]
     with tarfile.open(fileobj=BytesIO(content)) as archive:
         return latest, set(archive.getnames())
+
+
+def test_17_the_times_fit_into_the_notice(monkeypatch):
+    """With a training that never ends and an upload that takes all it may."""
+    now, sent, times = [0.0], [], supervise.Times()
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s))
+    monkeypatch.setattr(supervise, "time", clock)
+    monkeypatch.setattr(supervise, "_members", lambda group: [group])
+    monkeypatch.setattr(supervise.os, "killpg", lambda group, signum: sent.append(signum))
+    supervise.end_group(1, times.grace)
+    assert sent == [signal.SIGTERM, signal.SIGKILL]
+    assert now[0] > times.grace
+    assert times.look_every + now[0] + attempt.SAVING_S < NOTICE_S
+    assert times.grace > resume.GRACE_S  # a validation that is given up leaves time for a write
 
 
 def test_17_the_work_is_uploaded_before_the_host_is_gone(agent, imds):  # noqa: F811

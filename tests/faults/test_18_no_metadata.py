@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 
 import httpx
 import pytest
@@ -43,8 +44,11 @@ def test_18_the_service_refuses(agent):
 
 def test_18_the_service_hangs(agent, silent):  # noqa: F811
     with pytest.raises(httpx.ReadTimeout):
-        httpx.get(silent, timeout=0.2)
-    assert trained(agent(silent))
+        httpx.get(silent.url, timeout=0.2)
+    began = time.monotonic()
+    assert trained(agent(silent.url))
+    assert time.monotonic() - began < 60
+    assert len(silent.connections) >= 2  # the agent asked, too
 
 
 @pytest.mark.parametrize(

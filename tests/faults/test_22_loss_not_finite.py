@@ -1,6 +1,7 @@
 """Row 22: the loss becomes NaN; the step and the cause are named and a single training exits non-zero.
 
-In an ablation the arm is reported as failed and the others go on (its search: test_22_search).
+A search goes on with its other trials (test_22_search_not_finite), an ablation with its other arms
+(tests/ablation/test_train.py).
 """
 
 import math
@@ -9,6 +10,7 @@ import re
 import pytest
 import torch
 from pytorch_lightning.callbacks import Callback
+from striking import by_hand  # noqa: F401
 from training_recipes import SHORT
 
 from cnn_tuning.config import patch
@@ -47,3 +49,15 @@ def test_a_learning_rate_that_explodes_is_named(packed, recipe, tmp_path):
     wild = patch(recipe, {**SHORT, "optimizer.learning_rate": 1e30})
     with pytest.raises(Diverged, match=r"at step 1 \(learning rate .*lower optimizer.learning_rate or set .*clip"):
         fit(wild, packed, state_folder=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_single_training_fails_in_one_line(by_hand):  # noqa: F811
+    process = by_hand.stage("train", "trainer.max_epochs=1", "optimizer.learning_rate=1e30")
+    printed, _ = process.communicate(timeout=200)
+    assert process.returncode == 1, printed
+    assert "Traceback" not in printed
+    (told,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert re.search(r"no longer finite at step 1 \(learning rate .*lower optimizer\.learning_rate", told)
+    assert not (by_hand.path / "models/baseline/model.json").exists()
+    assert by_hand.ends() == ["FAILED"]

@@ -44,10 +44,16 @@ def fill(disk: Path) -> Path:
 
 @pytest.mark.parametrize("folder", [".state", "models", "results"])
 def test_25_a_training_goes_on_once_there_is_room(by_hand, folder):  # noqa: F811
+    others = [by_hand.path / name for name in ("models/tuned/model.json", "results/search/metrics.json")]
+    for path in others:
+        path.parent.mkdir(parents=True)
+        path.write_text(f"{path.name} of an earlier stage")
     with small_disk(by_hand.path / folder) as disk:
+        earlier = {path: path.read_bytes() for path in others}
         process = by_hand.stage("train", *SAVING, at="train 5")
         by_hand.reached(process)
         before = {path.name: path.read_bytes() for path in by_hand.checkpoints()}
+        assert before
         filler = fill(disk)
         by_hand.go_on()
         printed, _ = process.communicate(timeout=200)
@@ -60,6 +66,7 @@ def test_25_a_training_goes_on_once_there_is_room(by_hand, folder):  # noqa: F81
             kept = {path.name: path.read_bytes() for path in by_hand.checkpoints()}
             assert kept == before
         assert not (by_hand.path / "models/baseline/model.json").exists() or folder == "results"
+        assert {path: path.read_bytes() for path in others} == earlier
         by_hand.until_nobody_is_left()
         filler.unlink()
         process = by_hand.stage("train", *SAVING)
@@ -67,11 +74,13 @@ def test_25_a_training_goes_on_once_there_is_room(by_hand, folder):  # noqa: F81
         assert process.returncode == 0, printed
         assert "going on from" in printed
         assert by_hand.ends()[-1] == "FINISHED"
+        assert {path: path.read_bytes() for path in others} == earlier
 
 
 def test_25_prepared_data_stay_as_they_were(by_hand):  # noqa: F811
     with small_disk(by_hand.path / "data") as disk:
         before = contents(disk / "prepared")
+        assert before
         fill(disk)
         process = by_hand.stage("preprocess", "seed=1")
         printed, _ = process.communicate(timeout=200)

@@ -13,17 +13,29 @@ import pytest
 PLAIN = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search,-fowner"] if os.geteuid() == 0 else []
 
 
-@pytest.mark.parametrize("folder", ["models", "results", ".state"])
-def test_26_a_stage_names_the_folder_and_stops(digits, tmp_path, folder):
+@pytest.mark.parametrize(
+    ("stage", "folder", "own"),
+    [
+        ("fetch", "data/raw", "data/raw"),
+        ("preprocess", "data", "data/prepared"),
+        ("train", "models", "models/baseline"),
+        ("train", "results", "results/training"),
+        ("train", ".state", ".state"),
+        ("tune", "models", "models/tuned"),
+        ("evaluate", "results", "results/evaluation"),
+    ],
+)
+def test_26_a_stage_names_the_folder_and_stops(digits, tmp_path, stage, folder, own):
+    """`own` is what the stage would write there; the rest of the folder may be what it reads."""
     project = tmp_path / "project"
     shutil.copytree(digits.path, project, ignore=shutil.ignore_patterns(".dvc", "mlflow.db"))
-    shutil.rmtree(project / folder, ignore_errors=True)
-    (project / folder).mkdir()
+    shutil.rmtree(project / own, ignore_errors=True)
+    (project / folder).mkdir(exist_ok=True)
     (project / folder).chmod(0o500)
     refused = subprocess.run([*PLAIN, "touch", str(project / folder / "probe")], capture_output=True)
     assert refused.returncode  # the fault is real
     done = subprocess.run(
-        [*PLAIN, sys.executable, "-m", "cnn_tuning.stages.train", "--locked"],
+        [*PLAIN, sys.executable, "-m", f"cnn_tuning.stages.{stage}", "--locked"],
         cwd=project,
         env=digits.environment,
         capture_output=True,

@@ -32,12 +32,15 @@ HITS = {
     "evaluate": signal.SIGTERM,
 }
 TRAINING = ("train", "ablate", "tune")
+# What the run that is interrupted in a stage has gone on from before: the training of the stage before it.
+LEFT = {"ablate": ".state/train", "tune": ".state/arms"}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_27_each_stage_is_interrupted_and_the_next_run_goes_on(tmp_path):
     project = Struck(tmp_path / "project", PARAMS)
+    assert set(HITS) == set(yaml.safe_load(project.text("dvc.yaml"))["stages"])
     before: set[str] = set()
     for stage, signum in HITS.items():
         process = project.start("dvc", "repro")
@@ -47,8 +50,11 @@ def test_27_each_stage_is_interrupted_and_the_next_run_goes_on(tmp_path):
         assert process.returncode, printed
         assert f"Running stage '{stage}'" in printed  # the fault is real: it had begun
         project.until_nobody_is_left()
-        if stage == "ablate":  # which ran after what was left of `train`
-            assert "going on from .state/train" in printed
+        if stage in LEFT:
+            assert f"going on from {LEFT[stage]}" in printed
+        if stage == "diagnose":  # which ran after what was left of `tune`
+            logs = (project.path / ".state/search").glob("worker-*.log")
+            assert "going on from .state/search" in "".join(log.read_text() for log in logs)
         done = finished(project)
         assert stage not in done
         assert before <= done

@@ -9,6 +9,7 @@ import tarfile
 import tracemalloc
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from cnn_tuning.data.archives import extract
 from cnn_tuning.data.images import BadImage, to_input
 from cnn_tuning.errors import UserError
 
+ABSOLUTE = Path("/tmp/canary-of-an-archive")
 LIMITS = {"max_bytes": 1 << 20, "max_files": 10, "max_ratio": 50.0}
 
 
@@ -37,6 +39,7 @@ def refused(archive, place, message, **limits):
     assert {p.name for p in place.parent.iterdir()} == {"canary"}, "nothing is left, inside or outside"
     assert (place.parent / "canary").read_text() == "alive"
     assert {p.name for p in place.parent.parent.iterdir()} == {"around", archive.name}
+    assert not ABSOLUTE.exists()
 
 
 def tar_of(tmp_path, *members, mode="w:gz"):
@@ -57,7 +60,7 @@ def member(name, kind=tarfile.REGTYPE, target=""):
 OUTSIDE = [
     "../canary",
     "a/../../canary",
-    "/tmp/canary-of-an-archive",
+    str(ABSOLUTE),
     "..\\canary",
     "C:\\canary",
     "C:canary",

@@ -1,6 +1,7 @@
 """Row 33: a tampered download or CIFAR pickle is a hash mismatch before anything is parsed."""
 
 import dataclasses
+import gzip
 import hashlib
 import http.server
 import io
@@ -80,6 +81,34 @@ def test_one_altered_byte_of_a_download(tmp_path, web, kind, place):
     config = configured(good, SourceConfig(uri), **{kind: hashlib.new(kind, good).hexdigest()})
     with pytest.raises(UserError, match=f"hash mismatch: {kind}"):
         fetch(config, tmp_path / "raw", cache=tmp_path / "cache")
+    left = [p for folder in ("raw", "cache") for p in (tmp_path / folder).rglob("*") if p.is_file()]
+    assert left == [], "nothing of it stays"
+
+
+@pytest.mark.parametrize("place", ["head", "middle", "sum", "size", "content"])
+def test_one_altered_byte_of_a_download_that_is_gunzipped(tmp_path, web, capsys, place):
+    """As MNIST comes: the digest is that of what was unpacked. In `content` the altered file is a good .gz."""
+    good = np.random.default_rng(0).integers(0, 256, 5000, dtype=np.uint8).tobytes()
+    folder, uri = web
+    config = dataclasses.replace(
+        configured(b""),
+        files={"images": FileConfig(sha256=hashlib.sha256(good).hexdigest(), bytes=len(good))},
+        sources=(SourceConfig(uri, suffix=".gz", convert="gunzip"),),
+    )
+    packed = gzip.compress(good)
+    (folder / "images.gz").write_bytes(packed)
+    assert fetch(config, tmp_path / "whole", cache=tmp_path / "cache") == {"images": f"{uri}images.gz"}
+    assert (tmp_path / "whole/images").read_bytes() == good
+    bad = bytearray(good if place == "content" else packed)
+    bad[{"head": 0, "middle": len(bad) // 2, "sum": -8, "size": -1, "content": 100}[place]] ^= 1
+    (folder / "images.gz").write_bytes(gzip.compress(bad) if place == "content" else bad)
+    capsys.readouterr()
+    with pytest.raises(UserError, match="no source of data set made gave images"):
+        fetch(config, tmp_path / "raw", cache=tmp_path / "cache")
+    # The server of this test tells of its requests there too.
+    [told] = [line for line in capsys.readouterr().err.splitlines() if '] "GET /' not in line]
+    assert told.startswith(f"fetch: {uri}: ")
+    assert "hash mismatch" in told or place != "content"
     left = [p for folder in ("raw", "cache") for p in (tmp_path / folder).rglob("*") if p.is_file()]
     assert left == [], "nothing of it stays"
 

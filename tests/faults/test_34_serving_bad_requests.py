@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import struct
 import sys
 import time
@@ -30,6 +31,7 @@ PIXELS = np.arange(784, dtype=np.uint8).reshape(28, 28)
 PNG = servers.png(PIXELS)
 TEXT = base64.b64encode(PNG).decode()
 JSON = "application/json"
+WHOLE = "send a whole PNG or JPEG of at most 1000000 pixels"
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,13 @@ def _with(value: Any) -> list[list[Any]]:
     return rows
 
 
-# name: content type, body, status, what the line must say
+def assert_says_what_to_send(reply: servers.Reply) -> None:
+    """Check an answer: one line with a reason and, after it, what to send instead."""
+    servers.assert_one_line(reply.text)
+    assert re.search(r"\bsend [\w\"{]|: POST /predict, ", reply.json["error"]), reply.text
+
+
+# name: body, what the line must say
 JSON_CASES: dict[str, tuple[bytes, str]] = {
     "broken json": (b'{"inputs": [', "line 1, column 13"),
     "nothing but spaces": (b"   ", "line 1"),
@@ -112,8 +120,8 @@ JSON_CASES: dict[str, tuple[bytes, str]] = {
     "empty text": (_inputs(""), "row 0"),
     "data url without base64": (_inputs("data:image/png,abc"), "data:image/png;base64"),
     "base64 of no image": (_inputs(TEXT, TEXT, base64.b64encode(b"hello").decode()), "row 2"),
-    "truncated image": (_inputs(base64.b64encode(PNG[:60]).decode()), "row 0"),
-    "image bomb": (_inputs(base64.b64encode(_bomb(60_000, 60_000)).decode()), "1000000"),
+    "truncated image": (_inputs(base64.b64encode(PNG[:60]).decode()), WHOLE),
+    "image bomb": (_inputs(base64.b64encode(_bomb(60_000, 60_000)).decode()), WHOLE),
     "null image": (_inputs(None), "row 0"),
     "true as image": (_inputs(True), "row 0"),
     "a number as image": (_inputs(5), "row 0"),
@@ -144,7 +152,7 @@ def test_bad_json_is_a_400_in_one_line(server: servers.Live, name: str) -> None:
     body, words = JSON_CASES[name]
     reply = server.ask("/invocations", body, JSON)
     assert reply.status == 400, reply.text
-    servers.assert_one_line(reply.text)
+    assert_says_what_to_send(reply)
     assert words in reply.json["error"]
 
 
@@ -154,18 +162,18 @@ OTHER_CASES: dict[str, tuple[str, str | None, bytes, int, str]] = {
     "form content type": ("/predict", "application/x-www-form-urlencoded", PNG, 415, "Content-Type: image/png"),
     "multipart": ("/predict", "multipart/form-data; boundary=x", PNG, 415, "Content-Type: image/png"),
     "csv": ("/invocations", "text/csv", b"image\nabc", 415, "application/json"),
-    "text as png": ("/predict", "image/png", b"hello", 400, "not an image"),
+    "text as png": ("/predict", "image/png", b"hello", 400, f"not an image of a known format; {WHOLE}"),
     "json as png": ("/predict", "image/png", b'{"inputs": []}', 400, "not an image"),
     "png as json": ("/predict", JSON, PNG, 400, "JSON"),
     "empty body": ("/predict", "image/png", b"", 400, "empty"),
     "empty json": ("/invocations", JSON, b"", 400, "empty"),
     "truncated": ("/predict", "image/png", PNG[:70], 400, "cannot be decoded"),
-    "bomb": ("/predict", "image/png", _bomb(50_000, 50_000), 400, "1000000"),
+    "bomb": ("/predict", "image/png", _bomb(50_000, 50_000), 400, WHOLE),
     "svg": ("/predict", "image/svg+xml", b"<svg xmlns='http://www.w3.org/2000/svg'/>", 400, "not an image"),
     "too large": ("/predict", "image/png", bytes(200_001), 413, "200000 bytes"),
     "top_k in the query": ("/predict?top_k=0", "image/png", PNG, 400, "from 1 to 10"),
     "top_k no number": ("/predict?top_k=many", "image/png", PNG, 400, "whole number"),
-    "unknown in the query": ("/predict?topk=3", "image/png", PNG, 400, "only top_k"),
+    "unknown in the query": ("/predict?topk=3", "image/png", PNG, 400, "send only top_k"),
     "unknown path": ("/v2/predict", "image/png", PNG, 404, "POST /predict"),
     "path traversal": ("/../../etc/passwd", "image/png", PNG, 404, "POST /predict"),
 }
@@ -176,7 +184,7 @@ def test_bad_request_is_refused_in_one_line(server: servers.Live, name: str) -> 
     path, kind, body, status, words = OTHER_CASES[name]
     reply = server.ask(path, body, kind)
     assert reply.status == status, reply.text
-    servers.assert_one_line(reply.text)
+    assert_says_what_to_send(reply)
     assert words in reply.json["error"]
 
 
@@ -196,7 +204,7 @@ def test_many_images_may_hold_no_more_pixels_than_one(server: servers.Live, form
     }[form]
     reply = server.ask("/invocations", body, JSON)
     assert reply.status == 413, reply.text
-    servers.assert_one_line(reply.text)
+    assert_says_what_to_send(reply)
     assert "pixels in all: send at most 1000000 pixels a request" in reply.json["error"]
 
 
@@ -212,12 +220,13 @@ def test_many_images_within_the_limit_are_answered(server: servers.Live) -> None
 def test_one_image_over_the_limit_is_named_by_its_row(server: servers.Live) -> None:
     reply = server.ask("/invocations", _inputs(TEXT, _png_of(1100)), JSON)
     assert reply.status == 400 and "row 1: 1100×1100 pixels, more than the limit" in reply.json["error"]
+    assert_says_what_to_send(reply)
 
 
 def test_wrong_method(server: servers.Live) -> None:
     reply = server.ask("/predict", method="DELETE")
     assert reply.status == 405
-    servers.assert_one_line(reply.text)
+    assert_says_what_to_send(reply)
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", ""])
@@ -249,7 +258,7 @@ def test_slow_body_is_cut_off(server: servers.Live) -> None:
     reply = server.talk(HEAD + b"Content-Length: 100\r\n\r\n", *[b"x"] * 20, pause=TIMEOUT_S / 6)
     assert reply is not None and reply.status == 408
     assert "did not arrive within" in reply.text
-    servers.assert_one_line(reply.text)
+    assert_says_what_to_send(reply)
     assert TIMEOUT_S * 0.9 < time.monotonic() - started < TIMEOUT_S + 3
 
 
@@ -294,7 +303,7 @@ def test_large_upload_is_refused_while_it_comes(server: servers.Live, announced:
         piece = b"186a0\r\n" + bytes(100_000) + b"\r\n"
         reply = server.talk(HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *[piece] * 3)
     assert reply is not None and reply.status == 413
-    servers.assert_one_line(reply.text)
+    assert_says_what_to_send(reply)
     assert "200000 bytes" in reply.text
 
 

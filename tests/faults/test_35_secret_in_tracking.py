@@ -4,11 +4,14 @@ import subprocess
 import sys
 
 import pytest
+from filelock import FileLock
+from striking import by_hand  # noqa: F401
 
-from cnn_tuning.errors import UserError, redact
+from cnn_tuning.errors import HIDDEN, UserError, redact
 from cnn_tuning.tracking.run import Run
 
 CANARY = "cAnArY-5f2d91b7"
+NAMES = ("notes.yaml", "page.html", "table.csv")
 
 SCRIPT = """
 import os, sys
@@ -55,13 +58,33 @@ def test_no_output_holds_the_canary(server, environment, tmp_path, store_db, tra
     assert CANARY.encode() in done.stderr  # Python itself prints what the caller's own SystemExit says
     ours = b"\n".join(line for line in done.stderr.splitlines() if not line.startswith(b"cannot open"))
     assert CANARY.encode() not in ours + done.stdout
-    written = _bytes_of(tmp_path)
-    for name in ("notes.yaml", "page.html", "table.csv"):
+    with FileLock(tmp_path / "spool/deliver.lock", timeout=60):  # all that can be delivered is
+        written = _bytes_of(tmp_path)
+    for name in NAMES:
         assert CANARY.encode() in written.pop(tmp_path / name)  # the user's own file
     assert set(written) - before, "nothing was written"
     assert [path for path, content in written.items() if CANARY.encode() in content] == []
     if server == "reachable":
         assert b"data.source" in store_db.read_bytes()
+        arrived = {path.name: content for path, content in written.items() if "artifacts" in path.parts}
+        assert set(NAMES) <= set(arrived)
+        assert [name for name in NAMES if HIDDEN.encode() not in arrived[name]] == []
+
+
+@pytest.mark.slow
+def test_no_output_of_a_training_holds_the_canary(by_hand):  # noqa: F811
+    command = (sys.executable, "-m", "cnn_tuning.stages.train", "trainer.max_epochs=1", "--outputs", ".")
+    uri = f"http://me:{CANARY}@127.0.0.1:1"
+    process = by_hand.start(*command, AWS_SECRET_ACCESS_KEY=CANARY, MLFLOW_TRACKING_URI=uri)
+    printed, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, printed
+    assert "http://***@127.0.0.1:1 is not reachable" in printed  # it had the secret, and no server
+    by_hand.until_nobody_is_left()
+    assert (by_hand.path / "results/training/profile.html").exists()
+    assert list((by_hand.path / ".state/spool").glob("*.jsonl"))
+    written = {path: content for path, content in _bytes_of(by_hand.path).items() if ".git" not in path.parts}
+    assert CANARY not in printed
+    assert [path for path, content in written.items() if CANARY.encode() in content] == []
 
 
 def test_the_password_of_the_uri_is_used_but_not_shown(tracking, monkeypatch):

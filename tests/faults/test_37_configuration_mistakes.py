@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,6 +108,18 @@ def test_37_mistakes_of_all_layers_are_told_together(tmp_path):
 )
 def test_37_each_kind_of_mistake(override, said):
     assert said in refusal(override.split())
+
+
+def test_37_a_stage_tells_it_before_it_asks_for_data(tmp_path):
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    (tmp_path / "params.yaml").write_text("experiment: digits\n")
+    command = [sys.executable, "-m", "cnn_tuning.stages.train", "trainer.max_epoch=3"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: configuration has 1 mistake:")
+    assert "trainer.max_epoch: unknown name; did you mean 'max_epochs'?" in done.stderr
+    assert "data/prepared" not in done.stdout + done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"conf", "params.yaml"}
 
 
 def test_37_broken_yaml_names_the_line(tmp_path):

@@ -131,8 +131,12 @@ def test_38_a_host_that_cannot_be_guarded_is_ended(aws, images, answered, error)
         yield error
 
     answered("scheduler", "CreateSchedule", fail())
-    with pytest.raises((UserError, KeyboardInterrupt)):
+    with pytest.raises((UserError, KeyboardInterrupt)) as caught:
         launch(aws, host_config(**images), order(), [option()])
+    if error is not KeyboardInterrupt:
+        line = str(caught.value)
+        assert line.startswith("guard: ServiceQuotaExceededException: ") and "\n" not in line
+        assert "delete schedules that are not needed, or ask for more in Service Quotas" in line
     assert len(seen) == 1  # it did run
     assert all_runs(aws, "cnn-tuning") == []
 

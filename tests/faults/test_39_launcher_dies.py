@@ -13,11 +13,23 @@ import sys
 
 import pytest
 from moto_server import serving
-from renting import REGION, ROOT, command, credentials, folder, host_config, no_aws, option, order  # noqa: F401
+from renting import (  # noqa: F401
+    REGION,
+    ROOT,
+    command,
+    credentials,
+    folder,
+    host_config,
+    leave_nothing,
+    no_aws,
+    option,
+    order,
+)
 
 from cnn_tuning.cloud import inventory
 from cnn_tuning.cloud.aws import Aws
 from cnn_tuning.cloud.launch import launch
+from cnn_tuning.cloud.teardown import all_runs
 
 # Launches for real, and is killed at the moment when it asks for the guard.
 LAUNCHER = """
@@ -63,6 +75,11 @@ def test_39_a_launcher_that_is_killed_leaves_nothing_hidden(aws, folder, command
     user_data = aws.client("ec2").describe_instance_attribute(InstanceId=item["InstanceId"], Attribute="userData")
     script = base64.b64decode(user_data["UserData"]["Value"]).decode()
     assert 'shutdown -h "+$LIFETIME_MINUTES"' in script  # but it ends itself
+    [template] = aws.client("ec2").describe_launch_templates()["LaunchTemplates"]
+    [version] = aws.client("ec2").describe_launch_template_versions(LaunchTemplateId=template["LaunchTemplateId"])[
+        "LaunchTemplateVersions"
+    ]
+    assert version["LaunchTemplateData"]["InstanceInitiatedShutdownBehavior"] == "terminate"
 
     found = command("host", "status")
     assert found.exit_code == 1
@@ -78,3 +95,5 @@ def test_39_a_launcher_that_is_killed_leaves_nothing_hidden(aws, folder, command
     assert inventory.instances(aws, "cnn-tuning") == []
     assert inventory.leftovers(aws, "cnn-tuning") == []
     assert command("host", "status").output.startswith("nothing of project")
+    assert all_runs(aws, "cnn-tuning") == []
+    leave_nothing(aws)  # which asks EC2, IAM and the scheduler themselves

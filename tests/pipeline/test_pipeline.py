@@ -91,6 +91,18 @@ def test_the_table_of_layers_is_logged_with_the_training(digits):
     assert table in [path.read_text() for path in (digits.path / "mlruns").rglob("model/layers.txt")]
 
 
+@pytest.mark.parametrize(("stage", "out", "page"), [
+    ("train", "results/training", "profile.html"),
+    ("tune", "results/search", "refit/profile.html"),
+])  # fmt: skip
+def test_the_profile_is_in_an_output_that_is_pushed(digits, stage, out, page):
+    assert "samples a second" in digits.text(f"{out}/{page}")
+    outs = yaml.safe_load(digits.text("dvc.lock"))["stages"][stage]["outs"]
+    (digest,) = [entry["md5"] for entry in outs if entry["path"] == out]
+    kept = json.loads(digits.text(f".dvc/cache/files/md5/{digest[:2]}/{digest[2:]}"))
+    assert page in [file["relpath"] for file in kept]
+
+
 def test_what_the_search_found_is_told_and_recorded(digits):
     best = json.loads(digits.text("results/search/best.json"))
     rows = list(csv.DictReader(digits.text("results/search/trials.csv").splitlines()))

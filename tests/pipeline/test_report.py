@@ -57,10 +57,15 @@ def read(browser):
 def test_the_report_reads_from_top_to_bottom(digits, read, tmp_path, width, colours):
     page = read(f"{digits.path}/results/evaluation/report.html", width, color_scheme=colours)
     headings = page.eval_on_selector_all("h2", "all => all.map(h => h.innerText)")
-    wanted = ["Result", "Ablations", "Search", "The tuned model", "The baseline model", "Data", "Time and cost",
-              "Where this comes from"]  # fmt: skip
-    found = [heading for heading in headings if not heading.startswith("Diagnosis")]
-    assert [w for w, heading in zip(wanted, found, strict=True) if not heading.startswith(w)] == []
+    wanted = ["Result", "Ablations", "Search", "Diagnosis", "The tuned model", "The baseline model", "Data",
+              "Time and cost", "Where this comes from"]  # fmt: skip
+    assert [w for w, heading in zip(wanted, headings, strict=True) if not heading.startswith(w)] == []
+    pictures = page.eval_on_selector_all(
+        "figure:has(figcaption)",
+        "all => all.map(f => [f.querySelector('figcaption').textContent, f.querySelector('img').alt])",
+    )
+    for caption in ("Calibration", "History: every trial, and the best so far"):
+        assert [caption, caption] in pictures
     text = page.inner_text("body")
     verdicts = digits.text("results/ablation/dropout/verdicts.txt").splitlines()
     commit = digits.run("git", "log", "--format=%H").split()

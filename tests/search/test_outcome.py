@@ -144,6 +144,34 @@ def test_trials_made_without_a_price_cost_what_they_would_now(tmp_path, own_reci
     assert [float(row["usd"]) for row in lines(tmp_path)] == [1.25] * 3
 
 
+def test_dollars_per_point_are_those_above_the_own_values(tmp_path, own_recipe):
+    search = searching({"model.dense_dropout": DROPOUT})
+    own = own_values(search, own_recipe)["model.dense_dropout"]
+    study = optuna.create_study(direction="maximize")
+    for accuracy, usd in ((0.90, 2.0), (0.92, 3.0), (0.90, 3.0), (0.91, 1.5), (None, 0.5)):
+        trial = optuna.trial.create_trial(
+            state=optuna.trial.TrialState.COMPLETE if accuracy else optuna.trial.TrialState.PRUNED,
+            value=accuracy,
+            params={"model.dense_dropout": 0.3 if study.trials else own},
+            distributions={"model.dense_dropout": optuna.distributions.FloatDistribution(0.0, 0.6)},
+            user_attrs={"seconds": 1.0, "usd": usd},
+        )
+        study.add_trial(trial)
+    write_outcome(tmp_path, study, search, own_recipe, 1.0)
+    table = [float(row["usd_per_point"] or "nan") for row in lines(tmp_path)]
+    assert table == pytest.approx([math.nan, 0.5, math.nan, -0.5, math.nan], nan_ok=True)
+    rows = re.findall(
+        r"<tr><td>(\d)</td><td>.*>([^<]+)</td><td>[^<]*</td></tr>", (tmp_path / "report.html").read_text()
+    )
+    assert [told for _, told in sorted(rows)] == ["–", "0.50", "no gain", "cheaper", "–"]
+
+
+def test_without_a_price_no_dollars_per_point_are_told(usual):
+    folder, _, _ = usual
+    assert {row["usd_per_point"] for row in lines(folder)} == {""}
+    assert "$ per point" not in (folder / "report.html").read_text()
+
+
 def test_a_search_leaves_its_tables_plots_and_page(usual):
     folder, outcome, study = usual
     assert files(folder) == TABLES | PLOTS

@@ -76,6 +76,17 @@ def test_a_barred_model_never_becomes_champion(tracking, tiny_model, tmp_path):
     assert _evaluate(config, tiny_model, tmp_path, 30).registered["promoted"]
 
 
+def test_of_a_snapshot_the_commit_that_it_was_made_of_is_shown(tracking, tiny_model, tmp_path, monkeypatch):
+    here, snapshot = "a" * 40, "c" * 40
+    code = {"git.commit": snapshot, "git.dirty": "false", "git.snapshot_of": here}
+    monkeypatch.setattr("cnn_tuning.tracking.run._facts", lambda: code)
+    config = tracking()
+    _evaluate(config, tiny_model, tmp_path, 30)
+    page = describe(lineage("models:/classifier@champion", config))
+    assert f"  commit     {here} + uncommitted changes\n" in page
+    assert snapshot not in page
+
+
 def test_a_name_that_the_store_refuses_is_said_with_the_reason(tracking, tiny_model, tmp_path, capfd):
     delivery = _evaluate(tracking(), tiny_model, tmp_path, 30, name="a/b")
     assert delivery.state == "delivered"

@@ -27,6 +27,8 @@ REMEDIES = {
     "MaxSpotInstanceCountExceeded": f"the spot quota is reached: {_QUOTAS}",
     "VcpuLimitExceeded": f"the vCPU quota is reached: {_QUOTAS}",
     "InstanceLimitExceeded": f"the instance quota is reached: {_QUOTAS}",
+    "ServiceQuotaExceededException": "a quota of EventBridge Scheduler is reached: delete schedules that are not "
+    "needed, or ask for more in Service Quotas",
     "NoSuchBucket": "there is no such bucket: check host.bucket, or make it with `cnn-tuning remote init BUCKET`",
     "SpotMaxPriceTooLow": "the spot price is above host.max_price_per_hour: raise it, or name other types",
     "InvalidAMIID.NotFound": "the AMI is not in this region: check host.gpu_ami, host.cpu_ami and host.region",

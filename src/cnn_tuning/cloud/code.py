@@ -12,6 +12,7 @@ from typing import Any
 
 from cnn_tuning.cloud.aws import telling
 from cnn_tuning.errors import UserError
+from cnn_tuning.snapshots import AS_MAKER
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,8 @@ def snapshot(folder: Path, instead: Mapping[str, str] | None = None) -> Snapshot
         tree = _git(folder, "write-tree", env=index)
     if tree == _git(folder, "rev-parse", "HEAD^{tree}"):
         return Snapshot(head, changed=False)
-    who = ("-c", "user.name=cnn-tuning", "-c", "user.email=cnn-tuning@localhost")
     message = "The working tree, as it went to a host"
-    return Snapshot(_git(folder, *who, "commit-tree", tree, "-p", head, "-m", message), changed=True)
+    return Snapshot(_git(folder, "commit-tree", tree, "-p", head, "-m", message, env=AS_MAKER), changed=True)
 
 
 def bundle(folder: Path, commit: str, run: str, target: Path) -> None:
@@ -65,7 +65,7 @@ def upload(s3: Any, folder: Path, commit: str, run: str, bucket: str, prefix: st
             s3.put_object(Bucket=bucket, Key=f"{prefix}/runs/{run}/code.bundle", Body=file.read_bytes())
 
 
-def _git(folder: Path, *arguments: str, env: dict[str, str] | None = None, text: str | None = None) -> str:
+def _git(folder: Path, *arguments: str, env: Mapping[str, str] | None = None, text: str | None = None) -> str:
     done = subprocess.run(
         ["git", *arguments],
         cwd=folder,

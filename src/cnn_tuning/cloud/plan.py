@@ -63,13 +63,16 @@ class Option:
 
 
 def rank(host: HostConfig, work: Work, measured: Sequence[Measured], market: Market) -> list[Option]:
-    """Return an option for each candidate: those that can be taken first, then by dollars, then by hours."""
+    """Return an option for each candidate: those that can be taken first, then by dollars, then by hours.
+
+    Where nobody knows the hours, by dollars per hour.
+    """
     options = [_option(host, name, work, measured, market) for name in host.candidates]
 
-    def key(option: Option) -> tuple[bool, float, float]:
-        usd, hours = option.usd(host.market), option.hours
-        far = float("inf")
-        return option.refused is not None, far if usd is None else usd, far if hours is None else hours
+    def key(option: Option) -> tuple[bool, float, float, float]:
+        figures = option.usd(host.market), option.hours, option.per_hour(host.market)
+        usd, hours, per_hour = (float("inf") if value is None else value for value in figures)
+        return option.refused is not None, usd, hours, per_hour
 
     return sorted(options, key=key)
 

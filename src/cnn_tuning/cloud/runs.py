@@ -134,7 +134,8 @@ class Record:
     """What the laptop knows of a run. `overrides`, `measured` (speeds of types): as given, for another launch.
 
     `lock` and `params` are digests of `dvc.lock` here at the launch and of the parameters that went along.
-    `attempts` counts launches that came to an end, in a host or in a refusal: the next one's number.
+    `attempts` counts launches that came to an end, in a host or in a refusal: the next one's number. `asked`,
+    `ends`: of a launch that has not come to its end: when it began, and when its host is to end.
     """
 
     run: str
@@ -146,6 +147,8 @@ class Record:
     mode: Mode = "pipeline"
     measured: tuple[str, ...] = ()
     attempts: int = 0
+    asked: str | None = None
+    ends: str | None = None
     hosts: tuple[Rented, ...] = ()
 
     def usd(self, now: datetime) -> float:
@@ -155,6 +158,10 @@ class Record:
     def hours(self, now: datetime) -> float:
         """Return for how long hosts of it have run."""
         return sum(host.hours(now) for host in self.hosts)
+
+    def spent(self) -> Record:
+        """Return it with the launch that has not come to its end given up: its number is not used again."""
+        return replace(self, attempts=self.attempts + (self.asked is not None), asked=None, ends=None)
 
     def with_last(self, **changes: Any) -> Record:
         """Return it with its last host changed."""

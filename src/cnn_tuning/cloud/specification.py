@@ -96,7 +96,8 @@ def fleet(
     """
     cap = {"MaxPrice": str(host.max_price_per_hour)} if market == "spot" and host.max_price_per_hour else {}
     overrides = [
-        {"InstanceType": kind, "SubnetId": subnet, "ImageId": images[kind], **cap} for kind, subnet in places
+        {"InstanceType": kind, "SubnetId": subnet, "ImageId": images[kind], **cap}
+        for kind, subnet in sorted(places)  # prices may have changed their order since the same was asked
     ]
     options: dict[str, Any] = (
         {

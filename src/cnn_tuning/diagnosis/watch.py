@@ -24,17 +24,20 @@ from cnn_tuning.diagnosis.recording import Recording
 from cnn_tuning.diagnosis.stopwatch import Stopwatch
 from cnn_tuning.tracking.system import Sample
 from cnn_tuning.training.fit import Fitted
+from cnn_tuning.training.start import say_once
 
 
 class Watch:
     """Looks at one fit of `recipe`, which takes its `callbacks`.
 
-    One of several to be compared is not told of, nor ended by a rule (`stops` false): they stay alike.
+    One of several to be compared is not told of, nor traced, nor ended by a rule (`stops` false): they stay alike.
     `stopped_by`: the rule that ended the training, if one did.
     """
 
     def __init__(self, recipe: Recipe, config: DiagnosisConfig, name: str, *, stops: bool = True) -> None:
         check_rules(config)
+        if recipe.trainer.profile and not stops:
+            say_once("trainer.profile: trainings that are compared are not traced: tens of MB for each of them")
         self.recipe, self.config, self.name = recipe, config, name
         self.recorder, self.stopwatch = Recorder(tensors=config.record), Stopwatch()
         self.stopped_by = ""

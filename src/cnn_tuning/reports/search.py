@@ -117,7 +117,7 @@ def write_search_page(
         remarks=remarks,
         order="the best first" if len(view.directions) == 1 else "the Pareto front first",
         head=["trial", "state", *(NAMES[m] for m in view.directions), *short_names(view.space).values(),
-              "epochs", "seconds", *(["$", "$ per point"] if _paid(view) else []), "remark"],
+              "epochs", "seconds", *(["$", "$ per point"] if view.paid else []), "remark"],
         rows=[_row(view, trial) for trial in _ranked(view)[:MOST_TRIALS]],
         more=max(0, len(view.trials) - MOST_TRIALS),
         facts=_facts(view, search),
@@ -167,24 +167,18 @@ def _row(view: SearchView, trial: Trial) -> list[str]:
         *parameters,
         f"{trial.epochs:g}",
         f"{trial.seconds:.1f}",
-        *([dollars(trial.usd), _per_point(view, trial)] if _paid(view) else []),
+        *([dollars(trial.usd), _per_point(view, trial)] if view.paid else []),
         remark,
     ]
 
 
-def _paid(view: SearchView) -> bool:
-    return any(trial.usd for trial in view.trials)
-
-
 def _per_point(view: SearchView, trial: Trial) -> str:
-    """Return what a trial cost more than the one of the own values, for each point of accuracy that it gained."""
-    metric = "val/accuracy"
-    if view.own is None or trial is view.own or metric not in trial.values or metric not in view.own.values:
+    if view.points_gained(trial) is None:
         return "–"
-    gain = 100 * (trial.values[metric] - view.own.values[metric])
-    if gain <= 0:
+    each = view.usd_per_point(trial)
+    if each is None:
         return "no gain"
-    return dollars((trial.usd - view.own.usd) / gain) if trial.usd > view.own.usd else "cheaper"
+    return dollars(each) if each > 0 else "cheaper"
 
 
 def _facts(view: SearchView, search: SearchConfig) -> Mapping[str, str]:
@@ -206,5 +200,5 @@ def _facts(view: SearchView, search: SearchConfig) -> Mapping[str, str]:
         "sampler": SAMPLERS[search.sampler.name].format(n=search.sampler.startup_trials) + mixed,
         "pruner": PRUNERS[search.pruner.name].format(f=search.pruner.reduction_factor),
         "importance": METHODS[search.importance],
-        **({"$ per point": PER_POINT} if _paid(view) else {}),
+        **({"$ per point": PER_POINT} if view.paid else {}),
     }

@@ -54,6 +54,31 @@ class SearchView:
         """The first objective."""
         return next(iter(self.directions))
 
+    @property
+    def paid(self) -> bool:
+        """Whether the trials had a price."""
+        return any(trial.usd for trial in self.trials)
+
+    def points_gained(self, trial: Trial) -> float | None:
+        """Return the points of validation accuracy above the trial of the own values.
+
+        None for that one itself, and where one of the two has no accuracy.
+        """
+        metric = "val/accuracy"
+        if self.own is None or trial is self.own or metric not in trial.values or metric not in self.own.values:
+            return None
+        return 100 * (trial.values[metric] - self.own.values[metric])
+
+    def usd_per_point(self, trial: Trial) -> float | None:
+        """Return what a trial cost more than the one of the own values, for each point that it gained.
+
+        Below zero where it cost less; None without a price or a gain.
+        """
+        points = self.points_gained(trial)
+        if self.own is None or not self.paid or points is None or points <= 0:
+            return None
+        return (trial.usd - self.own.usd) / points
+
     def better(self, metric: str, values: Sequence[float]) -> float:
         """Return the best of some values."""
         return max(values) if self.directions[metric] == "maximize" else min(values)

@@ -209,16 +209,15 @@ def _said(remarks: Mapping[str, list[str]], search: SearchConfig) -> list[str]:
 
 
 def _write_trials(path: Path, view: SearchView) -> None:
-    spent = ("epochs", "updates", "seconds", "usd", "smaller_batch", "reason")
+    told = ("epochs", "updates", "seconds", "usd", "usd_per_point", "smaller_batch", "reason")
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["trial", "state", *view.directions, *view.space, *spent])
+        writer.writerow(["trial", "state", *view.directions, *view.space, *told])
         for trial in view.trials:
             values = [trial.values.get(metric, "") for metric in view.directions]
             parameters = [trial.parameters.get(name, "") for name in view.space]
-            writer.writerow(
-                [trial.index, trial.state, *values, *parameters, *(getattr(trial, name) for name in spent)]
-            )
+            each = {**vars(trial), "usd_per_point": view.usd_per_point(trial)}
+            writer.writerow([trial.index, trial.state, *values, *parameters, *(each[name] for name in told)])
 
 
 def _dump(path: Path, tree: Any) -> None:

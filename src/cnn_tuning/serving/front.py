@@ -28,6 +28,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cnn_tuning.config import ServingConfig
+from cnn_tuning.data.images import BadImage
 from cnn_tuning.errors import UserError
 from cnn_tuning.serving import inputs
 from cnn_tuning.serving.batching import Batcher, Overloaded
@@ -158,6 +159,11 @@ class Front:
             raise Refused(413, line)
         return self.predictor.prepare_all(images), top_k
 
+    async def unreadable(self, request: Request, error: Exception) -> Response:
+        """Answer what is wrong with a picture, and what would be right."""
+        wanted = f"send a whole PNG or JPEG of at most {self.config.max_pixels} pixels"
+        return _refusal(400, f"{error}; {wanted}")
+
     async def health(self, request: Request) -> Response:
         """Answer 200: the model is loaded before the first request is read."""
         return Line({"status": "ok", "name": self.name, "version": self.version})
@@ -208,6 +214,7 @@ def application(predictor: Predictor, config: ServingConfig, name: str, version:
         middleware=[Middleware(KnownHosts, allowed=config.allowed_hosts)],
         exception_handlers={
             Refused: _refused,
+            BadImage: front.unreadable,
             UserError: _bad_request,
             Overloaded: _overloaded,
             HTTPException: _no_route,
@@ -223,7 +230,7 @@ def _top_k(request: Request) -> int | None:
     """Return `?top_k=` as a number, if it is there; it may be out of range still."""
     unknown = [name for name in request.query_params if name != "top_k"]
     if unknown:
-        line = f"unknown query parameter {unknown[0][:40]!r}: only top_k is known"
+        line = f"unknown query parameter {unknown[0][:40]!r}: send only top_k"
         raise Refused(400, line, close=True)
     text = request.query_params.get("top_k")
     try:

@@ -30,7 +30,7 @@ def as_images(values: Iterable[Any]) -> list[bytes | np.ndarray]:
     """Return each value as encoded bytes or an array of numbers; the first bad one raises `BadRequest`."""
     images = [as_image(value, row) for row, value in enumerate(values)]
     if not images:
-        raise BadRequest(f"no images: the column {COLUMN!r} has no rows")
+        raise BadRequest(f"no images: the column {COLUMN!r} has no rows; {WANTED}")
     return images
 
 
@@ -89,7 +89,7 @@ def _from_split(table: Any) -> list[Any]:
     _check_columns(columns, "dataframe_split")
     for number, cells in enumerate(data):
         if not isinstance(cells, list) or len(cells) != 1:
-            raise BadRequest(f"row {number}: a row of dataframe_split has one cell, the image")
+            raise BadRequest(f"row {number}: send one cell a row of dataframe_split, the image")
     return [cells[0] for cells in data]
 
 
@@ -119,7 +119,7 @@ def _check_columns(columns: list[Any], form: str) -> None:
         return
     extra = [column for column in columns if column != COLUMN]
     what = f"unknown column {_short(extra[0])}" if extra else f"{len(columns)} columns"
-    raise BadRequest(f"{form}: {what}: the only column is {COLUMN!r}")
+    raise BadRequest(f"{form}: {what}: send only the column {COLUMN!r}")
 
 
 def _decoded(text: str, row: int) -> bytes:
@@ -127,7 +127,7 @@ def _decoded(text: str, row: int) -> bytes:
     if text.startswith("data:"):
         head, comma, text = text.partition(",")
         if not comma or not head.endswith(";base64"):
-            raise BadRequest(f"row {row}: a data: URL must read data:image/png;base64,...")
+            raise BadRequest(f"row {row}: this is no data: URL of base64; send data:image/png;base64,...")
     try:
         content = base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):

@@ -174,7 +174,7 @@ def _cells(model_input: Any) -> list[Any]:
         raise inputs.BadRequest(f"send a table with the one column {inputs.COLUMN!r}; {inputs.WANTED}")
     extra = [str(column) for column in model_input.columns if column != inputs.COLUMN]
     if extra:
-        raise inputs.BadRequest(f"unknown column {extra[0][:40]!r}: the only column is {inputs.COLUMN!r}")
+        raise inputs.BadRequest(f"unknown column {extra[0][:40]!r}: send only the column {inputs.COLUMN!r}")
     cells = model_input[inputs.COLUMN].tolist()
     if len(cells) == 1 and isinstance(cells[0], list) and all(isinstance(cell, str) for cell in cells[0]):
         return cells[0]

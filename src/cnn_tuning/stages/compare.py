@@ -20,6 +20,7 @@ import click
 from cnn_tuning.config import TrackingConfig, compose_sections
 from cnn_tuning.errors import UserError
 from cnn_tuning.reports.compared import Compared, print_compared, short_id
+from cnn_tuning.tracking.facts import code_of
 from cnn_tuning.tracking.reading import Recorded, read_runs
 
 KINDS = ("train", "ablate", "tune")
@@ -135,6 +136,7 @@ class _Family:
         split, accuracy, low, high = _accuracy(run, model, self.of(model, "evaluate"))
         data = next((value for name, value in run.tags.items() if name.startswith("data.")), "")
         price = float(run.tags.get("cnn_tuning.price_per_hour", 0))
+        commit, dirty = code_of(run.tags)
         return Compared(
             run=run.id,
             name=run.name,
@@ -143,8 +145,8 @@ class _Family:
             experiment=run.params.get("experiment", data.partition(" ")[0]),
             data=data.rpartition(" ")[2],
             seed=run.params.get("seed", ""),
-            commit=run.tags.get("git.snapshot_of", run.tags.get("git.commit", "")),
-            dirty="git.snapshot_of" in run.tags or run.tags.get("git.dirty") == "true",
+            commit=commit,
+            dirty=dirty,
             host=host_of(run.tags),
             device=_device(model),
             split=split,
@@ -214,7 +216,7 @@ def _known(runs: Sequence[Recorded]) -> str:
     counts: dict[str, int] = {}
     for run in reversed(runs):
         if run.kind in KINDS:
-            commit = run.tags.get("git.commit", "none")
+            commit, _ = code_of(run.tags)
             counts[commit] = counts.get(commit, 0) + 1
     latest = ", ".join(f"{commit[:12]} ({count})" for commit, count in list(counts.items())[:5])
     return f"there are runs of {latest}{', …' if len(counts) > 5 else ''}" if counts else "there are none at all"

@@ -120,7 +120,8 @@ def _write_metrics(
     tree: dict[str, Any] = {s.name: outcome.tree_of(figures(s, measured[s.name])) for s in subjects}
     if comparison is not None:
         tree["comparison"] = comparison.flat()
-    tree["leak"] = {"images": leak.images, **{f"{name}_accuracy_without": a for name, a in leak.without.items()}}
+    without = {f"{name}_accuracy_without": accuracy for name, accuracy in leak.without.items()}
+    tree["leak"] = {"not_evaluated": leak.unknown} if leak.unknown else {"images": leak.images, **without}
     path.write_text(json.dumps(tree, indent=2) + "\n")
 
 
@@ -162,12 +163,11 @@ def _write_report(
     place: Place,
     config: EvaluateConfig,
 ) -> None:
-    from cnn_tuning.tracking.facts import gather
+    from cnn_tuning.tracking.facts import code_text, gather
 
     tags = gather()
-    changed = f", with changes in {tags['git.dirty_files']}" if "git.dirty_files" in tags else ""
     facts = {
-        "commit": tags["git.commit"] + changed,
+        "commit": code_text(tags),
         "evaluated on": f"{tags['hardware.cpu']}, {tags['hardware.cores']} cores, GPU: {tags['hardware.gpu']}",
         "packages": ", ".join(f"{k[8:]} {v}" for k, v in tags.items() if k.startswith("package.")),
         "test images seen in training": leak.sentence,
@@ -226,7 +226,7 @@ def _tell(
         click.echo(comparison.sentence("tuned", "baseline"))
     if worth:
         click.echo(worth)
-    if leak.images:
+    if leak.images or leak.unknown:
         click.echo(f"test images seen in training: {leak.sentence}")
     click.echo(f"report: {out / 'report.html'}")
 

@@ -20,7 +20,7 @@ from cnn_tuning.data.packed import PackedData
 from cnn_tuning.diagnosis.findings import Finding, line
 from cnn_tuning.diagnosis.judge import diagnose
 from cnn_tuning.diagnosis.record import record_training
-from cnn_tuning.diagnosis.trace import Tracer
+from cnn_tuning.diagnosis.trace import Operator, Tracer
 from cnn_tuning.diagnosis.watch import Watch
 from cnn_tuning.models import bundle
 from cnn_tuning.reports.profile import PROFILE, write_profile
@@ -55,7 +55,7 @@ def fit_to_folder(
         fitted = fit(recipe, data, state_folder=state, log=tracked.log_metrics, callbacks=callbacks, name=name)
     except Diverged:
         recording, findings = diagnose(watch.broken_off(tracked.system_samples()), diagnosis, recipe, data)
-        write_profile(sheet / PROFILE, recording, findings, title=name)
+        write_profile(sheet / PROFILE, recording, findings, operators=_operators(tracer), title=name)
         _tell(findings, name)
         record_training(tracked, out, sheet, recipe, recording, findings)
         raise
@@ -71,10 +71,14 @@ def fit_to_folder(
     # The last epoch's figures are not those of the network that is kept.
     kept = {"best/val_accuracy": fitted.best["val/accuracy"], "val/images": float(sum(data.meta.counts["val"]))}
     tracked.log_metrics(kept)
-    write_profile(sheet / PROFILE, recording, findings, operators=tracer.operators if tracer else None, title=name)
+    write_profile(sheet / PROFILE, recording, findings, operators=_operators(tracer), title=name)
     _tell(findings, name)
     record_training(tracked, out, sheet, fitted.recipe, recording, findings)
     return fitted
+
+
+def _operators(tracer: Tracer | None) -> list[Operator] | None:
+    return tracer.operators if tracer else None
 
 
 def _tell(findings: Sequence[Finding], name: str) -> None:

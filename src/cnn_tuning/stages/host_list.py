@@ -155,7 +155,7 @@ def _note_ends(aws: Aws, host: HostConfig, runs: set[str]) -> None:
             place = place_of(aws, host, run)
             record = read_record(place)
             if record is not None:
-                write_record(place, settle(aws, place, record, utc_now()))
+                write_record(place, settle(aws, place, record, utc_now()).spent())
 
 
 def cost(overrides: Sequence[str], *, as_json: bool) -> None:

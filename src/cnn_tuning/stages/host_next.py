@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from cnn_tuning.cloud.runs import Mode, Place, Record
 
 
+# EC2 shows by then what it has started.
+SHOWN = timedelta(minutes=5)
+
+
 @dataclass(frozen=True)
 class Job:
     """What it takes to start hosts of a run. `options`: the types that may be taken."""
@@ -58,29 +62,53 @@ def start_next(job: Job, record: Record) -> Record:
         UserError: there is none to be had now, or nothing is left to pay it.
     """
     from cnn_tuning.cloud import inventory
-    from cnn_tuning.cloud.follow import STOP
     from cnn_tuning.cloud.launch import launch
-    from cnn_tuning.cloud.names import Order
+    from cnn_tuning.cloud.names import Order, parse_time
     from cnn_tuning.cloud.runs import write_record
-    from cnn_tuning.cloud.teardown import renew
 
     now = inventory.utc_now()
     ends = now + timedelta(hours=allowance(job, record, now)[0])
+    if not _is_under_way(job, record, now):
+        record = _begun(job, record, now, ends)
+    ends = parse_time(record.ends) or ends
     order = Order(record.run, owner(), record.commit, job.host.budget, ends, record.attempts)
-    known = {rented.id for rented in record.hosts}
-    alive = {item["InstanceId"] for item in inventory.instances(job.aws, job.host.project, record.run)}
-    if known and not alive - known:  # another one is of a launch that was cut off here: it is taken over
-        renew(job.aws, job.host.project, record.run)
-        job.place.remove(STOP)
     try:
         started = launch(job.aws, job.host, order, job.options, record.mode)
     except BaseException:  # Ctrl-C, too: what was made has been removed
-        # The number is spent: a repeated token would give the same answer again.
-        write_record(job.place, replace(record, attempts=record.attempts + 1))
+        # A repeated token would give the same answer again.
+        write_record(job.place, record.spent())
         raise
     click.echo(f"run {record.run}: host {started.id}, {started.type} {started.market}"
                + (", which ran already" if started.found else ""))  # fmt: skip
     return write_record(job.place, _with_host(job, record, started, order))
+
+
+def _is_under_way(job: Job, record: Record, now: datetime) -> bool:
+    """Tell whether a launch was cut off here whose host runs, or may run although EC2 does not show it yet.
+
+    The first is taken over; the second is asked for again in the same words, as its token demands.
+    """
+    from cnn_tuning.cloud import inventory
+
+    known = {rented.id for rented in record.hosts}
+    found = inventory.instances(job.aws, job.host.project, record.run)
+    if {item["InstanceId"] for item in found if item["State"]["Name"] != "shutting-down"} - known:
+        return True
+    return record.asked is not None and now - datetime.fromisoformat(record.asked) < SHOWN
+
+
+def _begun(job: Job, record: Record, now: datetime, ends: datetime) -> Record:
+    """Clear away what earlier launches left, and return the record with a new one, kept in the bucket."""
+    from cnn_tuning.cloud.follow import STOP
+    from cnn_tuning.cloud.runs import write_record
+    from cnn_tuning.cloud.teardown import renew
+
+    record = record.spent()
+    if record.attempts:
+        renew(job.aws, job.host.project, record.run)
+        job.place.remove(STOP)
+    asked, until = (time.isoformat(timespec="seconds") for time in (now, ends))
+    return write_record(job.place, replace(record, asked=asked, ends=until))
 
 
 def _with_host(job: Job, record: Record, started: Started, order: Order) -> Record:
@@ -102,7 +130,7 @@ def _with_host(job: Job, record: Record, started: Started, order: Order) -> Reco
         per_hour=price_of(job.aws, job.host, started.id) or dearest_per_hour(job.host, job.options),
         ends=(parse_time(tags.get("expires-at")) or order.ends).isoformat(timespec="seconds"),
     )
-    return replace(record, hosts=(*record.hosts, rented), attempts=rented.attempt + 1)
+    return replace(record, hosts=(*record.hosts, rented), attempts=rented.attempt + 1, asked=None, ends=None)
 
 
 def options_of(

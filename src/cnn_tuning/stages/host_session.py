@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cnn_tuning.cloud.session import Port
 
 MLFLOW, JUPYTER = 5000, 8888
+NOTEBOOK = "notebooks/cnn_tuning.ipynb"
 
 
 def logs(run: str, overrides: Sequence[str], *, follow: bool) -> None:
@@ -123,6 +124,6 @@ def _address(place: Place, port: Port) -> str:
     page.parent.mkdir(parents=True, exist_ok=True)
     page.unlink(missing_ok=True)
     page.touch(mode=0o600)
-    target = f"{url}lab?token={quote(token.decode().strip(), safe='')}"
+    target = f"{url}lab/tree/{NOTEBOOK}?token={quote(token.decode().strip(), safe='')}"
     page.write_text(f'<meta http-equiv="refresh" content="0; url={target}">\n')
-    return f"{url}, opened with its token by {Path(page).resolve().as_uri()}"
+    return f"{url}, the notebook opened with its token by {Path(page).resolve().as_uri()}"

@@ -74,7 +74,7 @@ def planned(
     click.echo(f"{config.experiment}: {counted} training images × {epochs:g} epochs in all trainings")
     _print_plan(options)
     if images is None:
-        click.echo("How many images there are is not known yet, so neither are hours: run `dvc repro preprocess`.")
+        click.echo("Ranked by $ an hour: `dvc repro preprocess` counts the images, and with them come hours.")
     for note in (*market.notes, *_reservations(config, options)):
         click.echo(note)
     return options
@@ -95,31 +95,49 @@ def ranked(config: Config, measured: Sequence[str], aws: Aws, epochs: float | No
 
 
 def _print_plan(options: Sequence[Option]) -> None:
-    table = new_table("type", "GPU", "vCPU", "images/s", "from", "hours", "$ on demand", "quota", "$ spot by zone")
+    """Print prices per hour, and hours and what they cost if anybody knows the hours; spot at its cheapest."""
+    timed = any(option.hours is not None for option in options)
+    known = ("hours", "on demand\n$ in all", "spot\n$ in all") if timed else ()
+    table = new_table(
+        "type", "GPU", "vCPU", "images/s", "from", "on demand\n$ an hour", "spot\n$ an hour", *known, "quota"
+    )
     quota = {True: "ok", False: "too low", None: "?"}
     for option in options:
-        spot = ", ".join(f"{zone} {usd:.2f}" for zone, usd in sorted(option.usd_spot.items()))
+        figures = (option.hours, option.usd("on-demand"), option.usd("spot")) if timed else ()
         table.add_row(
             option.type,
             option.gpu or "",
             str(option.vcpus),
             figure(option.samples_per_second, ",.0f"),
             BASIS[option.basis],
-            figure(option.hours, ".2f"),
-            figure(option.usd_on_demand, ".2f"),
+            figure(option.per_hour("on-demand"), ".3f"),
+            figure(option.per_hour("spot"), ".3f"),
+            *(figure(value, ".2f") for value in figures),
             quota[option.quota_ok],
-            spot or "?",
         )
     print_table(table)
+    _print_spot(options)
     for option in options:
         if option.refused:
             click.echo(f"refused: {option.type}: {option.refused}")
 
 
+def _print_spot(options: Sequence[Option]) -> None:
+    """Print the spot price in each zone, `-` where there is none."""
+    zones = sorted({zone for option in options for zone in option.spot_per_hour})
+    if not zones:
+        return
+    table = new_table("spot $ an hour", *zones)
+    for option in (option for option in options if option.spot_per_hour):
+        prices = (option.spot_per_hour.get(zone) for zone in zones)
+        table.add_row(option.type, *("-" if price is None else f"{price:.3f}" for price in prices))
+    print_table(table)
+
+
 def _reservations(config: Config, options: Sequence[Option]) -> list[str]:
     """Return what the figures rest on."""
     told = {option.basis for option in options if not option.refused}
-    notes = [f"Hours and $ hold {config.host.setup_minutes:g} minutes of setup, disk and address."]
+    notes = [f"Hours and $ in all hold {config.host.setup_minutes:g} minutes of setup, disk and address."]
     if "scaled from a measured run" in told:
         notes.append("Scaled from a run measured here by types' relative speeds, which are estimates (conf/host).")
     if "calibration table" in told:

@@ -112,9 +112,12 @@ class _Folder:
         return {}
 
     def client(self, uri: str) -> MlflowClient:
-        from cnn_tuning.tracking.store import open_store
+        from cnn_tuning.tracking.store import open_store, problem_of
 
         if uri not in self.clients:
+            # MLflow tries a database for minutes, in which this folder is busy to all others.
+            if not uri.startswith("http") and (problem := problem_of(uri)):
+                raise ConnectionError(problem)
             self.clients[uri] = open_store(uri)
         import mlflow
 

@@ -7,20 +7,38 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from cnn_tuning.machine import usable_cores
+from cnn_tuning.snapshots import MAKER
 
 PACKAGES = ("cnn-tuning", "torch", "torchvision", "pytorch-lightning", "numpy", "mlflow", "timm", "dvc")
 # `dvc repro` rewrites it while the stages run: it says nothing about the code.
 NOT_CODE = (":(exclude)dvc.lock",)
-SNAPSHOT_MAKER = "cnn-tuning@localhost"  # commits the working tree that goes to a host
 
 
 def gather() -> dict[str, str]:
     """Return the facts that are logged as tags with every run (about 30 ms, no heavy import)."""
     return {**_code(), **_packages(), **_machine(), **_gpus()}
+
+
+def code_of(tags: Mapping[str, str]) -> tuple[str, bool]:
+    """Return the commit that a run's code is of, and whether it had uncommitted changes.
+
+    A snapshot, clean where it runs, is the commit that it was made of, with uncommitted changes.
+    """
+    made_of = tags.get("git.snapshot_of", "")
+    return made_of or tags.get("git.commit", "none"), bool(made_of) or tags.get("git.dirty") == "true"
+
+
+def code_text(tags: Mapping[str, str]) -> str:
+    """Return the commit and the changes to it as a person reads them."""
+    parts = [code_of(tags)[0]]
+    parts += ["with uncommitted changes"] if "git.snapshot_of" in tags else []
+    parts += [f"with changes in {tags['git.dirty_files']}"] if "git.dirty_files" in tags else []
+    return ", ".join(parts)
 
 
 def _code() -> dict[str, str]:
@@ -36,7 +54,7 @@ def _code() -> dict[str, str]:
         "mlflow.source.git.commit": commit,
         "git.commit": commit,
         "git.dirty": "true" if changed else "false",
-        **({"git.snapshot_of": parent} if maker == SNAPSHOT_MAKER and parent else {}),
+        **({"git.snapshot_of": parent} if maker == MAKER and parent else {}),
         **({"git.dirty_files": files + (", …" if len(changed) > 10 else "")} if changed else {}),
     }
 

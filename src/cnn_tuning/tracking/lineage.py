@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cnn_tuning.config import TrackingConfig
 from cnn_tuning.errors import UserError, redact
 from cnn_tuning.tracking import store
+from cnn_tuning.tracking.facts import code_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -105,8 +106,7 @@ def _read(client: MlflowClient, version: ModelVersion) -> Lineage:
     run = client.get_run(version.run_id)
     tags = dict(version.tags)
     gate = tags.pop("gate", "no gate was passed: registered by other means")
-    dirty = tags.pop("git.dirty", run.data.tags.get("git.dirty", "false")) == "true"
-    commit = tags.pop("git.commit", run.data.tags.get("git.commit", "none"))
+    commit, dirty = code_of({**run.data.tags, **tags})
     return Lineage(
         name=version.name,
         version=str(version.version),

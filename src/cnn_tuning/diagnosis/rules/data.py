@@ -33,6 +33,7 @@ def class_imbalance(recording: Recording, *, ratio: float) -> Finding:
         f"{len(rare)} of {len(counts)} classes are rare: {names} training images ({times})",
         evidence={**evidence, "rare classes": rare[:SHOWN]},
         advice=f"collect or repeat images of {listed(rare)}, and judge by recall of each class, not by accuracy",
+        first_step=1,
     )
 
 
@@ -89,6 +90,7 @@ def leakage(recording: Recording, *, images: float) -> Finding:
         "training split, too: validation flatters",
         evidence=evidence,
         advice="remove repeated images from the raw data before it is split",
+        first_step=1,
     )
 
 

@@ -71,7 +71,14 @@ def io_bottleneck(recording: Recording, *, wait_share: float, read_mb_per_s: flo
     if share <= wait_share or read <= read_mb_per_s:
         return ok(rule, seen, evidence)
     advice, remedy = _faster_data(recording, times)
-    return fired(rule, seen, evidence=evidence, advice=f"{advice}; or read from a faster disk", remedy=remedy)
+    return fired(
+        rule,
+        seen,
+        evidence=evidence,
+        advice=f"{advice}; or read from a faster disk",
+        remedy=remedy,
+        first_step=_first(times, times.wait > wait_share * times.step),
+    )
 
 
 def memory_growth(recording: Recording, *, share: float, megabytes: float, samples: float) -> Finding:
