@@ -142,7 +142,7 @@ def test_a_plan_needs_no_credentials(no_aws, folder, command):
     (folder / "params.yaml").write_text("experiment: mnist\nsearch: none\nablation: none\n")
     done = command("host", "plan", "data.limit=60000")
     assert done.exit_code == 0, done.output
-    assert "mnist: 55,000 training images × 5 epochs" in done.output
+    assert "mnist: 55,000 training images × 6 epochs" in done.output
     assert "prices and quotas unknown: no AWS credentials were found" in done.output
     assert "refused: p3.2xlarge: V100" in done.output
     assert "From the calibration table, not from a run" in done.output
@@ -154,7 +154,7 @@ def test_a_plan_with_prices_names_dollars_and_zones(aws, folder, command):
     done = command("host", "plan", "--json", "--measured", "g5.xlarge=61000", *shape)
     told = json.loads(done.output)
     options = {found["type"]: found for found in told["options"]}
-    assert told["epochs"] == 5
+    assert told["epochs"] == 6
     g5 = options["g5.xlarge"]
     assert (g5["basis"], g5["quota_ok"]) == ("measured", True)
     assert g5["usd_on_demand"] == pytest.approx(g5["hours"] * 1.02, rel=0.01)
