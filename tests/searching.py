@@ -124,11 +124,10 @@ class Sweep:
         return trials
 
     def runs(self) -> list[list[dict[str, Any]]]:
-        """Return the events of each trial's run, oldest first."""
-        texts = [file.read_text() for file in self.spool.glob("*-trial-*.jsonl")]
-        return sorted(
-            ([json.loads(line) for line in text.splitlines()] for text in texts), key=lambda r: r[0]["at"]
-        )
+        """Return the events of each trial's run that were written whole, oldest first."""
+        files = [file.read_text().splitlines(keepends=True) for file in self.spool.glob("*-trial-*.jsonl")]
+        events = [[json.loads(line) for line in lines if line.endswith("\n")] for lines in files]
+        return sorted(filter(None, events), key=lambda r: r[0]["at"])
 
 
 @contextmanager

@@ -26,12 +26,19 @@ def kill_worker(sweep, tries):
                     if t.user_attrs.get("retries", 0) == retries and t.user_attrs["worker"] not in before
                 ]
             )[:1]
+            sweep.until(lambda _, retries=retries: measured(sweep, 0) > retries)
             process = worker_of(trial)
             assert process.is_running()
             process.kill()
             killed.append(trial)
 
     return kill, killed
+
+
+def measured(sweep, number):
+    """Count a trial's runs that have a figure: they train."""
+    own = [run for run in sweep.runs() if tags(run)["trial.number"] == str(number)]
+    return sum(any(event["event"] == "metrics" for event in run) for run in own)
 
 
 def test_19_its_trial_is_tried_again(tmp_path, digits_data):
@@ -69,8 +76,8 @@ def test_19_but_not_for_ever(tmp_path, digits_data, capfd, store_db, rows):
     assert (status(first), tags(first)["trial.state"]) == ("KILLED", "lost")
     assert (status(last), tags(last)["trial.state"]) == ("FAILED", "failed")
     assert tags(last)["trial.reason"] == last[-1]["error"] == failed.user_attrs["reason"]
-    measured = {k: v for event in last if event["event"] == "metrics" for k, v in event["values"].items()}
-    assert measured["time/seconds"] > 0
+    figures = {k: v for event in last if event["event"] == "metrics" for k, v in event["values"].items()}
+    assert figures["time/seconds"] > 0
     sync(sweep.spool, f"sqlite:///{store_db}")
     seen = "select status, t.value from runs join tags t using (run_uuid) where t.key = 'trial.reason' order by 1"
     assert rows(store_db, seen)[0] == ("FAILED", failed.user_attrs["reason"])
