@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ ROOT = Path(__file__).parents[1]
 REGION = "us-east-1"
 ACCOUNT = "123456789012"  # moto's
 SECRET = "testing-secret"
+WHO = ("-c", "user.name=t", "-c", "user.email=t@example.org")
 # What a run makes in EC2 besides instances, which moto shows when they are gone.
 TAGGED = {
     "describe_addresses": "Addresses",
@@ -274,3 +276,17 @@ def intercept(
     name = f"before-call.{service}.{operation}"
     client.meta.events.register(name, handler)
     return lambda: client.meta.events.unregister(name, handler)
+
+
+@pytest.fixture
+def project(folder: Path, images: dict[str, str]) -> Path:
+    """A project with a commit and a DVC remote, whose images are counted; nothing of it was run yet."""
+    lines = "experiment: mnist\ndata: {limit: 60000}\nsearch: none\nablation: none\n"
+    host = "host: {bucket: a-bucket, gpu_ami: /gpu, cpu_ami: /cpu, candidates: [g5.xlarge, p3.2xlarge]}\n"
+    (folder / "params.yaml").write_text(lines + host)
+    (folder / ".dvc").mkdir()
+    remote = "['remote \"storage\"']\n    url = s3://a-bucket/cnn-tuning/dvc\n    region = us-east-1\n"
+    (folder / ".dvc/config").write_text(f"[core]\n    remote = storage\n    analytics = false\n{remote}")
+    for arguments in (("init", "-q"), ("add", "-A"), (*WHO, "commit", "-qm", "start")):
+        subprocess.run(["git", *arguments], cwd=folder, check=True)
+    return folder

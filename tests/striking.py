@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -27,6 +28,14 @@ class Struck(Project):
         """Start a stage by hand, with its outputs where the pipeline has them."""
         command = (sys.executable, "-m", f"cnn_tuning.stages.{name}", *overrides, "--outputs", ".")
         return self.start(*command, **(self.striking(name, at) if at else {}))
+
+    def interrupted(self, name: str, *overrides: str, at: str) -> None:
+        """Run a stage by hand up to a point, and end it there with SIGTERM."""
+        process = self.stage(name, *overrides, at=at)
+        self.reached(process)
+        process.send_signal(signal.SIGTERM)
+        self.go_on()
+        process.communicate(timeout=200)
 
     def striking(self, stage: str, at: str) -> dict[str, str]:
         """Return the environment in which a stage is stopped at a point."""

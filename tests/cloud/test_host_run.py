@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from played_host import LOCK, ends_well, spooled
-from renting import ROOT, intercept
+from renting import ROOT, WHO, intercept
 
 from cnn_tuning.cloud import inventory
 from cnn_tuning.cloud.code import bundle, snapshot
@@ -18,8 +18,6 @@ from cnn_tuning.cloud.teardown import all_runs
 from cnn_tuning.config import compose, flatten, to_plain
 from cnn_tuning.errors import UserError
 from cnn_tuning.tracking import facts
-
-WHO = ("-c", "user.name=t", "-c", "user.email=t@example.org")
 
 
 def git(folder, *arguments):

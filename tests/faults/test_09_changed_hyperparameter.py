@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-
 import pytest
 from striking import SAVING, by_hand  # noqa: F401
 from training_recipes import SHORT, SignalAt
@@ -54,11 +52,7 @@ def test_09_other_shards_of_the_same_data_start_anew(packed, recipe, tmp_path, c
 
 @pytest.mark.slow
 def test_09_a_stage_by_hand(by_hand):  # noqa: F811
-    process = by_hand.stage("train", *SAVING, at="train 5")
-    by_hand.reached(process)
-    process.send_signal(signal.SIGTERM)
-    by_hand.go_on()
-    process.communicate(timeout=200)
+    by_hand.interrupted("train", *SAVING, at="train 5")
     old = by_hand.checkpoints()
     assert old[-1].name == "step-00000005.ckpt"  # the fault is real: there is something to go on from
     again = by_hand.stage("train", *SAVING, "optimizer.learning_rate=0.02")

@@ -74,11 +74,7 @@ def test_11_a_stage_before_its_first_batch(by_hand):  # noqa: F811
 
 @pytest.mark.slow
 def test_11_a_stage_before_the_first_batch_of_its_second_start(by_hand):  # noqa: F811
-    process = by_hand.stage("train", *SAVING, at="train 5")
-    by_hand.reached(process)
-    process.send_signal(signal.SIGTERM)
-    by_hand.go_on()
-    process.communicate(timeout=200)
+    by_hand.interrupted("train", *SAVING, at="train 5")
     again = by_hand.stage("train", *SAVING)
     printed = ""
     while "going on from" not in printed:

@@ -121,7 +121,7 @@ def test_16_mlflow_refuses_a_saved_model_with_code(saved_model, canary):
 
 @pytest.mark.slow
 def test_16_a_saved_model_with_code_is_not_served(saved_model, canary):
-    status, printed = ran("-c", "from cnn_tuning.cli import main; main()", "serve", str(saved_model))
+    status, printed = ran("-c", "from cnn_tuning.cli import main; main()", "serve", "--model", str(saved_model))
     assert status == 1, printed
     assert f"error: {saved_model}: an MLflow model, but not of cnn-tuning: it carries no bundle" in printed
     assert not canary.exists()

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import time
 
 import pytest
 from agents import PLACE, Agent
-from played_host import played  # noqa: F401
+from played_host import ends_well, played  # noqa: F401
 from renting import (  # noqa: F401
     _price_server,
     _shared,
@@ -25,34 +24,14 @@ from renting import (  # noqa: F401
     leave_nothing,
     no_aws,
     prices,
+    project,
 )
 from seaweed import _weed, seaweed  # noqa: F401
 
 from cnn_tuning.cloud.teardown import all_runs
 
-PARAMS = """\
-experiment: mnist
-data: {limit: 60000}
-search: none
-ablation: none
-host: {bucket: a-bucket, gpu_ami: /gpu, cpu_ami: /cpu, candidates: [g5.xlarge]}
-"""
 # A g5.xlarge is $1.006 an hour: a budget of half an hour.
 RUN = ("host", "run", "--yes", "--run", "run-one", "--on-demand", "--budget", "0.5")
-
-
-@pytest.fixture
-def project(folder, images):  # noqa: F811
-    """A project with a commit and a DVC remote."""
-    (folder / "params.yaml").write_text(PARAMS)
-    (folder / ".dvc").mkdir()
-    (folder / ".dvc/config").write_text(
-        "[core]\n    remote = storage\n['remote \"storage\"']\n    url = s3://a-bucket/cnn-tuning/dvc\n"
-    )
-    who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
-    for arguments in (("init", "-q"), ("add", "-A"), (*who, "commit", "-qm", "start")):
-        subprocess.run(["git", *arguments], cwd=folder, check=True)
-    return folder
 
 
 def assert_host_is_gone_and_cost_stated(aws, done):  # noqa: F811
@@ -75,6 +54,12 @@ def test_40_a_host_is_asked_to_save_and_is_gone(aws, project, command, played): 
     assert asked == [{"why": "budget", "attempt": 0}]
     assert "time or budget is up; its work is saved" in done.output
     assert_host_is_gone_and_cost_stated(aws, done)
+    # More money: the next host goes on, and is not told to stop at once.
+    played.plays(*ends_well(played))
+    more = command("host", "run", "--yes", "--run", "run-one", "--budget", "5")
+    assert more.exit_code == 0, more.output
+    assert played.get("stop.json") is None
+    assert "cost: $" in more.output and "of $5.00" in more.output
 
 
 def test_40_a_host_that_does_not_listen_is_ended(aws, project, command, played):  # noqa: F811
