@@ -1,15 +1,16 @@
 """What holds under too much: the front with too many clients, and a run with too many metric points.
 
     python bench/load.py front  [--seconds 60] [--clients 256] [--model BUNDLE]
-    python bench/load.py points [--seconds 60] [--rate 10000]
+    python bench/load.py points [--seconds 60] [--rate 10000] [--rounds 3]
 
 front: four times as many clients as may wait (`front.WAITING`), each asking again as soon as it has its answer.
 Goes out: answers by status, p50 and p99, the workers' memory, and the first answers after it. Exit status 1 where
 something other than 200, 429 or 503 came, memory grew, or it did not recover.
 
-points: a training with and without a run beside it that records points. Goes out: points recorded and points in
-the store (none may be lost), and what the training lost in speed. Exit status 1 where a point is missing; the
-slowdown (target 3 %) is only told, as it means something on a quiet machine only.
+points: a training alone and beside a run that records points, in turns. Goes out: points recorded and points in
+the store (none may be lost), and what the training lost in speed, each round against the training alone just
+before and after it. Exit status 1 where a point is missing; the slowdown (target 3 %) is only told, as it means
+something on a quiet machine only.
 """
 
 from __future__ import annotations
@@ -42,11 +43,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--clients", type=int, default=0)
     parser.add_argument("--rate", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     print(machine())
     if options.what == "front":
         return front(options.seconds, options.clients)
-    return points(options.seconds, options.rate)
+    return points(options.seconds, options.rate, options.rounds)
 
 
 # --- the front -------------------------------------------------------------------------------------------
@@ -165,35 +167,50 @@ class Memory(threading.Thread):
 # --- points ----------------------------------------------------------------------------------------------
 
 
-def points(seconds: float, rate: int) -> int:
-    """Train without, with and without points being recorded; compare, and count what arrived."""
+def points(seconds: float, rate: int, rounds: int) -> int:
+    """Train without, with and without points being recorded, in turns; compare, and count what arrived."""
+    training, recorded, lost, slower = Training(), 0, 0, []
+    training.steps_per_second(min(10, seconds))  # warm
+    before = training.steps_per_second(seconds / 2)
+    for number in range(1, rounds + 1):
+        with tempfile.TemporaryDirectory() as folder:
+            beside, writer, arrived, took = _recorded(training, Path(folder), seconds, rate)
+        after = training.steps_per_second(seconds / 2)
+        recorded, lost = recorded + writer.recorded, lost + writer.recorded - arrived
+        slower.append(1 - beside / ((before + after) / 2))
+        print(
+            f"round {number}: {writer.recorded:,} points in {seconds:g} s, {writer.spent / seconds:.1%} of it;"
+            f" {arrived:,} in the store {took:.0f} s after the end; {before:.1f} and {after:.1f} steps/s alone,"
+            f" {beside:.1f} beside it: {slower[-1]:.1%} slower",
+            flush=True,
+        )
+        before = after
+    print(f"{recorded:,} points recorded, {lost:,} lost")
+    print(
+        f"slower by {statistics.median(slower):.1%} (median; {min(slower):.1%} to {max(slower):.1%}; target 3 %)"
+    )
+    return int(lost != 0)
+
+
+def _recorded(training: Training, folder: Path, seconds: float, rate: int) -> tuple[float, Points, int, float]:
+    """Train beside a run; return the steps a second, its points, how many the store has, and the wait for them."""
     from cnn_tuning.config import TrackingConfig
     from cnn_tuning.tracking.run import Run
 
-    training = Training()
-    training.steps_per_second(min(10, seconds))  # warm
-    with tempfile.TemporaryDirectory() as folder:
-        store = Path(folder) / "mlflow.db"
-        config = TrackingConfig(
-            name="load", experiment="load", uri=f"sqlite:///{store}", spool=f"{folder}/spool", wait_s=3600
-        )
-        first = training.steps_per_second(seconds / 2)
-        run = Run.start(config, name="points", kind="train", params={})
-        writer = Points(run, rate)
-        beside = training.steps_per_second(seconds, writer.due)
-        began = time.monotonic()
-        run.finish()
-        took = time.monotonic() - began
-        after = training.steps_per_second(seconds / 2)
-        connection = sqlite3.connect(store)
-        (arrived,) = connection.execute("SELECT count(*) FROM metrics WHERE key LIKE 'm/%'").fetchone()
-        connection.close()
-    alone = (first + after) / 2
-    lost, slower = writer.recorded - arrived, 1 - beside / alone
-    print(f"{writer.recorded:,} points recorded in {seconds:g} s, which took {writer.spent / seconds:.1%} of them")
-    print(f"{arrived:,} in the store {took:.0f} s after the end: {lost:,} lost")
-    print(f"training: {first:.0f} and {after:.0f} steps/s alone, {beside:.0f} beside it: {slower:.1%} slower")
-    return int(arrived != writer.recorded)
+    store = folder / "mlflow.db"
+    config = TrackingConfig(
+        name="load", experiment="load", uri=f"sqlite:///{store}", spool=f"{folder}/spool", wait_s=3600
+    )
+    run = Run.start(config, name="points", kind="train", params={})
+    writer = Points(run, rate)
+    beside = training.steps_per_second(seconds, writer.due)
+    began = time.monotonic()
+    run.finish()
+    took = time.monotonic() - began
+    connection = sqlite3.connect(store)
+    (arrived,) = connection.execute("SELECT count(*) FROM metrics WHERE key LIKE 'm/%'").fetchone()
+    connection.close()
+    return beside, writer, arrived, took
 
 
 class Points:
