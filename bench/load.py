@@ -1,16 +1,16 @@
 """What holds under too much: the front with too many clients, and a run with too many metric points.
 
     python bench/load.py front  [--seconds 60] [--clients 256] [--model BUNDLE]
-    python bench/load.py points [--seconds 60] [--rate 10000] [--rounds 3]
+    python bench/load.py points [--seconds 60] [--rate 10000]
 
 front: four times as many clients as may wait (`front.WAITING`), each asking again as soon as it has its answer.
 Goes out: answers by status, p50 and p99, the workers' memory, and the first answers after it. Exit status 1 where
 something other than 200, 429 or 503 came, memory grew, or it did not recover.
 
-points: a training alone and beside a run that records points, in turns. Goes out: points recorded and points in
-the store (none may be lost), and what the training lost in speed, each round against the training alone just
-before and after it. Exit status 1 where a point is missing; the slowdown (target 3 %) is only told, as it means
-something on a quiet machine only.
+points: a training beside a run that records points, then in turns of seconds with that and the process that
+delivers them, and without both. Goes out: points recorded and points in the store (none may be lost), and what the
+training lost in speed from turn to turn. Exit status 1 where a point is missing; the slowdown (target 3 %) is only
+told, as it means something on a quiet machine only.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ import psutil
 from workplace import ROOT, machine, prepared
 
 GROWTH = 1.10  # of memory from the load's first third to its last
+TURN_S = 2.0
+NAMES = [f"m/{number:02d}" for number in range(100)]
 
 
 def main() -> int:
@@ -43,12 +45,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--clients", type=int, default=0)
     parser.add_argument("--rate", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     print(machine())
     if options.what == "front":
         return front(options.seconds, options.clients)
-    return points(options.seconds, options.rate, options.rounds)
+    return points(options.seconds, options.rate)
 
 
 # --- the front -------------------------------------------------------------------------------------------
@@ -167,50 +168,56 @@ class Memory(threading.Thread):
 # --- points ----------------------------------------------------------------------------------------------
 
 
-def points(seconds: float, rate: int, rounds: int) -> int:
-    """Train without, with and without points being recorded, in turns; compare, and count what arrived."""
-    training, recorded, lost, slower = Training(), 0, 0, []
+def points(seconds: float, rate: int) -> int:
+    """Record points beside a training for so long, then for as long in turns with nothing; count what arrived."""
+    from cnn_tuning.config import TrackingConfig
+    from cnn_tuning.tracking.run import Run
+
+    training = Training()
     training.steps_per_second(min(10, seconds))  # warm
-    before = training.steps_per_second(seconds / 2)
-    for number in range(1, rounds + 1):
-        with tempfile.TemporaryDirectory() as folder:
-            beside, writer, arrived, took = _recorded(training, Path(folder), seconds, rate)
-        after = training.steps_per_second(seconds / 2)
-        recorded, lost = recorded + writer.recorded, lost + writer.recorded - arrived
-        slower.append(1 - beside / ((before + after) / 2))
-        print(
-            f"round {number}: {writer.recorded:,} points in {seconds:g} s, {writer.spent / seconds:.1%} of it;"
-            f" {arrived:,} in the store {took:.0f} s after the end; {before:.1f} and {after:.1f} steps/s alone,"
-            f" {beside:.1f} beside it: {slower[-1]:.1%} slower",
-            flush=True,
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder) / "mlflow.db"
+        config = TrackingConfig(
+            name="load", experiment="load", uri=f"sqlite:///{store}", spool=f"{folder}/spool", wait_s=3600
         )
-        before = after
-    print(f"{recorded:,} points recorded, {lost:,} lost")
+        run = Run.start(config, name="points", kind="train", params={})
+        writer = Points(run, rate)
+        writer.go_on()
+        training.steps_per_second(seconds, writer.due)
+        print(f"{writer.recorded:,} points in {seconds:g} s: {writer.spent / seconds:.1%} of the training's time")
+        slower = [_slower(training, writer, turn) for turn in range(max(1, round(seconds / TURN_S)))]
+        began = time.monotonic()
+        run.finish()
+        took = time.monotonic() - began
+        connection = sqlite3.connect(store)
+        (arrived,) = connection.execute("SELECT count(*) FROM metrics WHERE key LIKE 'm/%'").fetchone()
+        connection.close()
+    lost = writer.recorded - arrived
     print(
-        f"slower by {statistics.median(slower):.1%} (median; {min(slower):.1%} to {max(slower):.1%}; target 3 %)"
+        f"{writer.recorded:,} points recorded, {arrived:,} in the store {took:.0f} s after the end: {lost:,} lost"
+    )
+    low, high = np.quantile(np.random.default_rng(0).choice(slower, (10_000, len(slower))).mean(1), (0.025, 0.975))
+    print(
+        f"training slower by {statistics.mean(slower):.1%} (95 % interval {low:.1%} to {high:.1%}, {len(slower)} "
+        f"turns of {TURN_S:g} s with and without; target 3 %)"
     )
     return int(lost != 0)
 
 
-def _recorded(training: Training, folder: Path, seconds: float, rate: int) -> tuple[float, Points, int, float]:
-    """Train beside a run; return the steps a second, its points, how many the store has, and the wait for them."""
-    from cnn_tuning.config import TrackingConfig
-    from cnn_tuning.tracking.run import Run
-
-    store = folder / "mlflow.db"
-    config = TrackingConfig(
-        name="load", experiment="load", uri=f"sqlite:///{store}", spool=f"{folder}/spool", wait_s=3600
-    )
-    run = Run.start(config, name="points", kind="train", params={})
-    writer = Points(run, rate)
-    beside = training.steps_per_second(seconds, writer.due)
-    began = time.monotonic()
-    run.finish()
-    took = time.monotonic() - began
-    connection = sqlite3.connect(store)
-    (arrived,) = connection.execute("SELECT count(*) FROM metrics WHERE key LIKE 'm/%'").fetchone()
-    connection.close()
-    return beside, writer, arrived, took
+def _slower(training: Training, writer: Points, turn: int) -> float:
+    """Train with points and without, which of them first by turn; return the share of the speed that they cost."""
+    speeds = {}
+    for recording in (True, False) if turn % 2 else (False, True):
+        # What brings the points to the store takes part in the turns: it works on the same machine.
+        deliverers = [] if recording else psutil.Process().children(recursive=True)
+        for process in deliverers:
+            process.suspend()
+        if recording:
+            writer.go_on()
+        speeds[recording] = training.steps_per_second(TURN_S, writer.due if recording else lambda: None)
+        for process in deliverers:
+            process.resume()
+    return 1 - speeds[True] / speeds[False]
 
 
 class Points:
@@ -218,14 +225,18 @@ class Points:
 
     def __init__(self, run: Any, rate: int) -> None:
         self.tracked, self.rate, self.recorded, self.spent = run, rate, 0, 0.0
-        self.began = time.monotonic()
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Record at the rate from now on."""
+        self.began, self.before = time.monotonic(), self.recorded
 
     def due(self) -> None:
         """Record what is due by now."""
         now = time.monotonic()
-        while self.recorded < (now - self.began) * self.rate:
+        while self.recorded - self.before < (now - self.began) * self.rate:
             step = self.recorded // 100
-            self.tracked.log_metrics({f"m/{number:02d}": step + number / 100 for number in range(100)}, step)
+            self.tracked.log_metrics({name: step + number / 100 for number, name in enumerate(NAMES)}, step)
             self.recorded += 100
         self.spent += time.monotonic() - now
 

@@ -32,8 +32,8 @@ from cnn_tuning.tracking.deliver import sync
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
-hosts = {f"host-{letter}": f"10.9.0.{number}" for number, letter in enumerate("abcde", start=1)}
-HEAD, LOST, BARE, SECOND, GPU = hosts
+hosts = {f"host-{letter}": f"10.9.0.{number}" for number, letter in enumerate("abcdefg", start=1)}
+HEAD, LOST, BARE, SECOND, GPU, *OTHERS = hosts
 SETUP = " && ".join(
     [
         "hostname host-a",
@@ -239,22 +239,59 @@ def test_a_killed_hosts_trial_is_run_again_and_none_twice(head, tmp_path, digits
     assert not list((tmp_path / "search").glob(".search-*"))
 
 
-def test_a_training_is_spread_over_two_hosts(head, tmp_path, digits_data):
-    head.host(SECOND, cpus=1)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/prepared").symlink_to(digits_data)
-    process = head.start(
+def train_on_ray(world, folder, data, *, epochs, retries) -> subprocess.Popen[str]:
+    """Start a training of the digits by two workers."""
+    (folder / "data").mkdir()
+    (folder / "data/prepared").symlink_to(data)
+    return world.start(
         *(str(BIN / "cnn-tuning"), "train-on-ray", f"--address={hosts[HEAD]}:6379"),
-        *(f"--data={tmp_path / 'data/prepared'}", f"--outputs={tmp_path / 'out'}", "--retries=0"),
-        *("experiment=digits", "trainer.max_epochs=2", "trainer.threads=1"),
-        *(f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", f"tracking.spool={tmp_path}/spool"),
+        *(f"--data={folder / 'data/prepared'}", f"--outputs={folder / 'out'}", f"--retries={retries}"),
+        *("experiment=digits", f"trainer.max_epochs={epochs}", "trainer.threads=1"),
+        "trainer.checkpoint_every_s=0.1",
+        *(f"tracking.uri=sqlite:///{folder}/mlflow.db", f"tracking.spool={folder}/spool"),
         stdout=subprocess.PIPE,
     )
+
+
+def test_with_a_wrong_token_it_ends_with_a_line_that_tells_none(head, tmp_path, digits_data, monkeypatch):
+    own, wrong = Path(head.env["RAY_AUTH_TOKEN_PATH"]).read_text(), secrets.token_hex(32)
+    (tmp_path / "token").write_text(wrong)
+    monkeypatch.setitem(head.env, "RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    process = train_on_ray(head, tmp_path, digits_data, epochs=1, retries=0)
+    printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 1, printed
+    lines = [line for line in printed.splitlines() if line.strip()]
+    assert len(lines) == 1, printed
+    (line,) = lines
+    assert f"Ray at {hosts[HEAD]}:6379 refuses the token, so RAY_AUTH_TOKEN_PATH must name a copy" in line
+    assert own not in printed
+    assert wrong not in printed
+
+
+def test_a_training_is_spread_over_two_hosts(head, tmp_path, digits_data):
+    second = head.host(SECOND, cpus=1)
+    process = train_on_ray(head, tmp_path, digits_data, epochs=2, retries=0)
     printed = process.communicate(timeout=400)[0]
+    second.kill()
     assert process.returncode == 0, printed
     assert f"{tmp_path / 'out/models/baseline'}: epoch" in printed
     assert (tmp_path / "out/models/baseline/history.csv").read_text().count("\n") == 3
     assert [start["kind"] for start in _starts(tmp_path / "spool")] == ["train"]
+
+
+def test_a_training_that_loses_a_host_goes_on_from_its_checkpoint_on_another(head, tmp_path, digits_data):
+    others = [head.host(name, cpus=1) for name in OTHERS]  # with the first one more than it takes
+    process = train_on_ray(head, tmp_path, digits_data, epochs=40, retries=1)
+    log = tmp_path / "out/.state/ray/rank-0.log"
+    _wait_for(lambda: list((tmp_path / "out/.state").rglob("*.ckpt")), process)
+    next(host for host in others if _trains(host)).kill()
+    printed = process.communicate(timeout=400)[0]
+    for host in others:
+        host.kill()
+    assert process.returncode == 0, printed + log.read_text()
+    assert "going on from" in log.read_text()
+    epochs = [line.split(",")[0] for line in (tmp_path / "out/models/baseline/history.csv").open()][1:]
+    assert [float(epoch) for epoch in epochs] == list(range(1, 41))
 
 
 def test_two_workers_share_a_gpu_and_poor_trials_are_given_up(head, tmp_path, digits_data):
@@ -289,6 +326,11 @@ def test_a_host_that_does_not_see_the_data_ends_the_search_with_a_line(head, tmp
     assert process.returncode == 1
     assert f"host {BARE}: no data in {digits_data}: share the project's folder with all hosts" in printed
     assert states(sweep.trials()) == ["WAITING"] * 2
+
+
+def _trains(host: subprocess.Popen) -> bool:
+    processes = psutil.Process(host.pid).children(recursive=True)
+    return any("cnn_tuning.stages.ray_training" in process.cmdline() for process in processes)
 
 
 def _starts(spool: Path) -> list[dict[str, Any]]:

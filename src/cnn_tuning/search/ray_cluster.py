@@ -14,10 +14,11 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,10 @@ def connect(config: RayConfig) -> Any:
 
     with _own_signals():
         for left in reversed(range(1 if config.address else TRIES)):
+            said: list[str] = []
             try:
-                _init(ray, config)
+                with _kept(said) if config.address else nullcontext():
+                    _init(ray, config)
                 break
             except SystemExit:  # Ray's own answer to SIGTERM
                 ray.shutdown()
@@ -70,7 +73,7 @@ def connect(config: RayConfig) -> Any:
             except Exception as error:  # of many kinds, a bare Exception among them
                 ray.shutdown()
                 if not left:
-                    raise _unreachable(config, error) from None
+                    raise _unreachable(config, error, said) from None
     return ray
 
 
@@ -135,7 +138,27 @@ def _own_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _unreachable(config: RayConfig, error: Exception) -> UserError:
+@contextmanager
+def _kept(said: list[str]) -> Iterator[None]:
+    """Add to `said` what is written to standard error, and write it there in the end unless the block fails.
+
+    Ray's library, which is not Python, warns there once a second while it is refused; its exception then says
+    only that it could not connect.
+    """
+    before = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+            file.seek(0)
+            said.append(file.read().decode(errors="replace"))
+    sys.stderr.write(said[-1])
+
+
+def _unreachable(config: RayConfig, error: Exception, said: list[str]) -> UserError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
     if config.address is None:
@@ -143,8 +166,8 @@ def _unreachable(config: RayConfig, error: Exception) -> UserError:
             f"Ray did not start here ({reason}): try again when the machine is less busy, or start it by hand "
             "(`ray start --head`) and set search.ray.address=auto"
         )
-    if "uthentic" in reason:
+    if any(word in text for text in (reason, *said) for word in ("Unauthenticated", "InvalidAuthToken")):
         return UserError(
-            f"Ray at {config.address} refuses the token: RAY_AUTH_TOKEN_PATH must name a copy of its own"
+            f"Ray at {config.address} refuses the token, so RAY_AUTH_TOKEN_PATH must name a copy of its own"
         )
     return UserError(f"Ray at {config.address} does not answer ({reason}): start it, or mend search.ray.address")
