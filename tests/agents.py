@@ -12,6 +12,10 @@ from typing import Any
 
 from seaweed import BUCKET, REGION, Seaweed
 
+from cnn_tuning.cloud.attempt import Attempt
+from cnn_tuning.cloud.metadata import Metadata
+from cnn_tuning.cloud.runfolder import RunFolder
+
 PLACE = "cnn-tuning/runs/run-one"
 URL = f"s3://{BUCKET}/{PLACE}"
 # As a training does: it works, and on SIGTERM it saves and exits with 143.
@@ -92,3 +96,16 @@ class Agent:
         """Return how DVC was called."""
         calls = self.folder / "calls"
         return calls.read_text().splitlines() if calls.exists() else []
+
+
+def attempt_of(project: Path, store: Seaweed) -> Attempt:
+    """Return a host's attempt in this process, of a project that is a folder."""
+    return Attempt(
+        folder=RunFolder(store.client(), BUCKET, PLACE),
+        region=REGION,
+        attempt=0,
+        told=project.parent / "told.json",
+        began=time.time(),
+        metadata=Metadata("http://127.0.0.1:9"),
+        project=project,
+    )

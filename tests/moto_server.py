@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
+import pytest
 
 
 @contextmanager
@@ -22,3 +23,17 @@ def serving() -> Iterator[str]:
     httpx.post(f"{url}/moto-api/reset", trust_env=False).raise_for_status()
     yield url
     server.stop()
+
+
+@contextmanager
+def clients_led_to_it() -> Iterator[str]:
+    """Run it, and have all AWS clients of this process and of those that it starts ask it."""
+    with serving() as url, pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            patch.setenv(name, value)
+        yield url

@@ -9,20 +9,16 @@ import signal
 import sys
 import tarfile
 import threading
-import time
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 import pytest
-from agents import PLACE, Agent
+from agents import PLACE, Agent, attempt_of
 from hypothesis import given
 from hypothesis import strategies as st
 from seaweed import BUCKET, REGION, _weed, seaweed  # noqa: F401
 
-from cnn_tuning.cloud.attempt import Attempt
 from cnn_tuning.cloud.checkpoint import pack, unpack
-from cnn_tuning.cloud.metadata import Metadata
-from cnn_tuning.cloud.runfolder import RunFolder
 from cnn_tuning.cloud.supervise import Ended
 from cnn_tuning.config import compose, lock_text
 
@@ -73,15 +69,7 @@ def attempt(tmp_path, seaweed):  # noqa: F811
     (project / ".state/spool").mkdir(parents=True)
     (project / ".state/step").write_text("0")
     (project / ".state/spool/one.jsonl").write_text("{}\n")
-    return Attempt(
-        folder=RunFolder(seaweed.client(), BUCKET, PLACE),
-        region=REGION,
-        attempt=0,
-        told=tmp_path / "told.json",
-        began=time.time(),
-        metadata=Metadata("http://127.0.0.1:9"),
-        project=project,
-    )
+    return attempt_of(project, seaweed)
 
 
 @contextlib.contextmanager

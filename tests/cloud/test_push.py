@@ -5,18 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
 
 import pytest
-from agents import PLACE
+from agents import attempt_of
 from cutting import Way
 from project import BIN
 from seaweed import BUCKET, REGION, _weed, seaweed  # noqa: F401
 
-from cnn_tuning.cloud.attempt import Attempt
-from cnn_tuning.cloud.metadata import Metadata
 from cnn_tuning.cloud.pulling import pull
-from cnn_tuning.cloud.runfolder import RunFolder
 from cnn_tuning.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -55,16 +51,8 @@ def made(tmp_path, seaweed, monkeypatch):  # noqa: F811
     return project
 
 
-def test_a_push_that_is_cut_goes_on_with_what_is_missing(made, tmp_path, seaweed, monkeypatch):  # noqa: F811
-    attempt = Attempt(
-        folder=RunFolder(seaweed.client(), BUCKET, PLACE),
-        region=REGION,
-        attempt=0,
-        told=tmp_path / "told.json",
-        began=time.time(),
-        metadata=Metadata("http://127.0.0.1:9"),
-        project=made,
-    )
+def test_a_push_that_is_cut_goes_on_with_what_is_missing(made, seaweed, monkeypatch):  # noqa: F811
+    attempt = attempt_of(made, seaweed)
     put = f"PUT /{BUCKET}/{REMOTE}".encode()
     with Way(seaweed.port, put, allowed=5).open() as way:
         monkeypatch.setenv("AWS_ENDPOINT_URL", way.url)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from composing import in_project, refusal  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,17 +28,6 @@ from cnn_tuning.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted(p.stem for p in (ROOT / "conf/experiment").glob("*.yaml"))
-
-
-@pytest.fixture(autouse=True)
-def in_project(monkeypatch):
-    monkeypatch.chdir(ROOT)
-
-
-def refusal(overrides=(), **where) -> str:
-    with pytest.raises(UserError) as caught:
-        compose(overrides, **where)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

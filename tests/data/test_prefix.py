@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from moto_server import serving
+from moto_server import clients_led_to_it
 from PIL import Image
 from project import ROOT
 
@@ -22,14 +22,7 @@ from cnn_tuning.errors import UserError
 def s3():
     import boto3
 
-    with serving() as url, pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": url,
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            patch.setenv(name, value)
+    with clients_led_to_it():
         client = boto3.client("s3")
         yield client
 

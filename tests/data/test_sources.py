@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from moto_server import serving
+from moto_server import clients_led_to_it
 
 from cnn_tuning.config import CsvConfig, DataConfig, FileConfig, ImageConfig, SourceConfig, validate
 from cnn_tuning.data import stand_in
@@ -375,14 +375,8 @@ def test_csv_in_a_wheel_becomes_idx(tmp_path, monkeypatch):
 def s3():
     import boto3
 
-    with serving() as url, pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": url,
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-        }.items():
-            patch.setenv(name, value)
-        client = boto3.client("s3", region_name="us-east-1")
+    with clients_led_to_it():
+        client = boto3.client("s3")
         client.create_bucket(Bucket="public")
         yield client
 

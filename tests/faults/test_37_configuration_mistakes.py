@@ -8,22 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from composing import in_project, refusal  # noqa: F401
 
 from cnn_tuning.config import RegistryConfig, compose, patch
 from cnn_tuning.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def in_project(monkeypatch):
-    monkeypatch.chdir(ROOT)
-
-
-def refusal(overrides=(), **where) -> str:
-    with pytest.raises(UserError) as caught:
-        compose(overrides, **where)
-    return str(caught.value)
 
 
 def test_37_all_mistakes_are_told_together_with_line_and_nearest_name(tmp_path):

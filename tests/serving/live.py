@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from project import free_port
 
 LAUNCH = """
@@ -204,3 +205,24 @@ def assert_one_line(text: str) -> None:
     assert "Traceback" not in text and 'File "' not in text, text
     places = (sys.prefix, str(Path(__file__).parents[2]), str(Path.home()), tempfile.gettempdir(), "site-packages")
     assert not [place for place in places if place in text] and not re.search(r"/\S+\.py\b", text), text
+
+
+class Ahead:
+    """Counts the pictures that a predictor has read, and has not answered yet."""
+
+    def __init__(self, predictor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.read = self.most = self.done = 0
+        prepare, probabilities = predictor.prepare, predictor.probabilities
+
+        def counted(image: bytes) -> np.ndarray:
+            self.read += 1
+            self.most = max(self.most, self.read - self.done)
+            return prepare(image)
+
+        def finished(images: np.ndarray) -> np.ndarray:
+            answer = probabilities(images)
+            self.done += len(images)
+            return answer
+
+        monkeypatch.setattr(predictor, "prepare", counted)
+        monkeypatch.setattr(predictor, "probabilities", finished)

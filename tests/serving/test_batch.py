@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from live import free_port, png
+from live import Ahead, free_port, png
 
 from cnn_tuning.errors import UserError
 from cnn_tuning.serving.batch import Summary, predict_folder
@@ -90,26 +90,10 @@ def test_more_files_than_fit_a_batch_stay_out_of_memory(
     many.mkdir()
     for number in range(60):
         (many / f"{number:03}.png").write_bytes(picture)
-    read, most, done = 0, 0, 0
-    prepare, probabilities = predictor.prepare, predictor.probabilities
-
-    def counted(image: bytes) -> np.ndarray:
-        nonlocal read, most
-        read += 1
-        most = max(most, read - done)
-        return prepare(image)
-
-    def finished(images: np.ndarray) -> np.ndarray:
-        nonlocal done
-        answer = probabilities(images)
-        done += len(images)
-        return answer
-
-    monkeypatch.setattr(predictor, "prepare", counted)
-    monkeypatch.setattr(predictor, "probabilities", finished)
+    ahead = Ahead(predictor, monkeypatch)
     predict_folder(predictor, str(many), tmp_path / "out.csv", batch_size=5)
-    assert read == done == 60
-    assert most <= 10
+    assert ahead.read == ahead.done == 60
+    assert ahead.most <= 10
 
 
 def test_pipes_and_unreadable_files_are_rows(predictor: Predictor, folder: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from live import free_port, png
+from live import Ahead, free_port, png
 
 from cnn_tuning.cli import cli
 from cnn_tuning.errors import UserError
@@ -215,26 +215,10 @@ def test_no_more_than_two_batches_are_in_memory(
     predictor: Predictor, digits: np.ndarray, s3: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(some(digits, 60))
-    read = most = done = 0
-    prepare, probabilities = predictor.prepare, predictor.probabilities
-
-    def counted(image: bytes) -> np.ndarray:
-        nonlocal read, most
-        read += 1
-        most = max(most, read - done)
-        return prepare(image)
-
-    def finished(images: np.ndarray) -> np.ndarray:
-        nonlocal done
-        answer = probabilities(images)
-        done += len(images)
-        return answer
-
-    monkeypatch.setattr(predictor, "prepare", counted)
-    monkeypatch.setattr(predictor, "probabilities", finished)
+    ahead = Ahead(predictor, monkeypatch)
     run(predictor, batch_size=5, part_size=20)
-    assert read == done == 60
-    assert most <= 10
+    assert ahead.read == ahead.done == 60
+    assert ahead.most <= 10
 
 
 @pytest.mark.parametrize(
