@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cnn_tuning.errors import CutOff, UserError
@@ -114,6 +115,39 @@ def test_a_killed_process_leaves_no_running_run(tracking, store_db, tmp_path, ro
     _wait_for(lambda: rows(store_db, "select status from runs") == [("KILLED",)])
     assert _metrics(rows, store_db, "victim")["train/loss"] == 1.0
     assert "killed" in _tags(rows, store_db, "victim")["cnn_tuning.error"]
+
+
+def test_while_a_run_goes_on_its_deliverer_leaves_it_the_machine(tracking, store_db, tmp_path, rows):
+    spool = tmp_path / "spool"
+    tracking(spool=str(spool))
+    bulk = (
+        "[run.log_metrics({f'm/{name}': step + name / 100 for name in range(100)}, step) for step in range(600)]"
+    )
+    script = WRITER.replace('run.log_metrics({"train/loss": 1.0})', bulk).replace(
+        "time.sleep(60)", "sys.stdin.readline()\nrun.finish()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, f"sqlite:///{store_db}", str(spool)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    key = process.stdout.readline().strip()
+
+    def arrived():
+        return rows(store_db, "select count(*) from metrics where key like 'm/%'")[0][0]
+
+    _wait_for(lambda: arrived() > 0)
+    named = [p for p in psutil.process_iter(["cmdline"]) if str(spool) in (p.info["cmdline"] or ())]
+    (deliverer,) = (p for p in named if p.pid != process.pid)
+    before, began, used = arrived(), time.monotonic(), sum(deliverer.cpu_times()[:2])
+    _wait_for(lambda: arrived() > before + 5000)
+    share = (sum(deliverer.cpu_times()[:2]) - used) / (time.monotonic() - began)
+    assert arrived() < 60_000  # there was more to be had
+    assert share < 0.5
+    process.communicate("\n", timeout=60)
+    _wait_for(lambda: rows(store_db, "select status from runs where name = 'victim'") == [("FINISHED",)])
+    assert (arrived(), key in {path.stem for path in spool.glob("*.jsonl")}) == (60_000, True)
 
 
 def test_a_spool_from_elsewhere_goes_to_the_store_that_is_named(tracking, store_db, tmp_path, rows):

@@ -29,6 +29,7 @@ LOOK_EVERY_S = 0.2
 DELIVER_EVERY_S = 3.0  # while the writer lives; its end is delivered at once
 LONGEST_WAIT_S = 10.0
 LAST_TRIES = 3  # once the writer is gone
+SHARE = 0.2  # of a core's time at most for metrics in bulk, while their run goes on
 BUSY_S = 30.0  # longer than another process takes for its last tries
 
 
@@ -89,6 +90,7 @@ class _Folder:
         self.spool, self.to = spool, to
         self.clients: dict[str, MlflowClient] = {}
         self.known: dict[str, _Job] = {}
+        self.follows = False
 
     def jobs(self) -> list[_Job]:
         for key in spools.keys(self.spool):
@@ -101,6 +103,7 @@ class _Folder:
 
     def follow(self) -> dict[str, int]:
         """Deliver until every run is settled; return the sizes of the files then."""
+        self.follows = True
         while self.spool.is_dir():
             seen = _sizes(self.spool)
             jobs = self.jobs()
@@ -176,7 +179,7 @@ class _Job:
         progress, size = self.progress, self._size()
         try:
             client = self.folder.client(self.uri)
-            replay = Replay(self.folder.spool, self.key, self.uri, client, progress, self._save)
+            replay = Replay(self.folder.spool, self.key, self.uri, client, progress, self._save, self._rest)
             self._forget_if_store_is_new(client)
             replay.deliver()
             self.alive = lives and not progress.ended
@@ -194,6 +197,14 @@ class _Job:
                 self._drop_files()
         progress.attempt_at = time.time()
         self._save()
+
+    def _rest(self, worked_s: float) -> None:
+        """Leave the machine to the training, unless it is over or another run waits for its end to arrive."""
+        if not self.folder.follows or not self._writer_lives():
+            return
+        open_jobs = (job for job in self.folder.known.values() if not job.is_settled())
+        if not any(spools.is_ending(self.folder.spool, job.key) for job in open_jobs):
+            time.sleep(worked_s * (1 / SHARE - 1))
 
     def _writer_lives(self) -> bool:
         last = self.path.stat().st_mtime * 1000

@@ -7,6 +7,7 @@ models and versions are found again by tag), so "at least once" is "exactly once
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,13 +38,24 @@ class _Batch:
 
 
 class Replay:
-    """One run on its way into one store; `save` is called whenever the store has acknowledged more."""
+    """One run on its way into one store.
+
+    `save` is called whenever the store has acknowledged more, `rest` after a full batch with the processor's
+    seconds that it took.
+    """
 
     def __init__(
-        self, spool: Path, key: str, uri: str, client: MlflowClient, progress: Progress, save: Callable[[], None]
+        self,
+        spool: Path,
+        key: str,
+        uri: str,
+        client: MlflowClient,
+        progress: Progress,
+        save: Callable[[], None],
+        rest: Callable[[float], None] = lambda _: None,
     ) -> None:
         self.spool, self.key, self.uri, self.client = spool, key, uri, client
-        self.progress, self.save = progress, save
+        self.progress, self.save, self.rest = progress, save, rest
         self.events, self.folder = spool / f"{key}.jsonl", spool / key
 
     @property
@@ -63,9 +75,12 @@ class Replay:
                     batch = _Batch()
                     self._attempt(event)
                 if batch.is_full() or not (batch.metrics or batch.params or batch.tags):
+                    full, began = batch.is_full(), time.process_time()
                     self._send(batch)
                     batch = _Batch()
                     self._acknowledge(name, end)
+                    if full:
+                        self.rest(time.process_time() - began)
             self._send(batch)
             if end != getattr(self.progress, name):
                 self._acknowledge(name, end)
