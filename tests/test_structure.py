@@ -113,3 +113,17 @@ def test_commands_start_without_what_is_heavy(module):
     code = f"import sys, {module}; print(sorted(set({heavy.split()!r}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+HELP = """
+import sys
+from cnn_tuning.cli import cli
+cli(["--help"], standalone_mode=False)
+print({"pydantic", "hydra", "omegaconf", "numpy", "torch", "mlflow", "boto3", "optuna"} & set(sys.modules))
+"""
+
+
+def test_the_commands_are_told_without_loading_what_they_run():
+    told = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True).stdout
+    assert told.startswith("Usage:")
+    assert told.endswith("\nset()\n")

@@ -19,7 +19,6 @@ from typing import Any
 
 import click
 
-from cnn_tuning import config
 from cnn_tuning.errors import UserError
 from cnn_tuning.machine import prepare_process
 
@@ -125,6 +124,8 @@ def stage(kind: type, run: Callable[[Any, Place], None], about: str) -> None:
     )
     @click.option("--outputs", type=click.Path(path_type=Path), default=Path("scratch"), help="Write below here.")
     def command(overrides: tuple[str, ...], locked: bool, inputs: Path, outputs: Path) -> None:
+        from cnn_tuning import config  # not for `--help`: half of its time
+
         if locked and overrides:
             raise UserError("--locked takes no overrides: edit params.yaml, or leave --locked out")
         if locked:
