@@ -21,10 +21,12 @@ def record_training(
     (model / RECIPE).write_text(json.dumps(to_plain(recipe), indent=2) + "\n")
     write_sheet(recording, sheet)
     tracked.set_tags(tags_of(findings))
-    with tempfile.TemporaryDirectory() as scratch:
-        told = Path(scratch)
-        write_findings(told / "findings.json", findings)
-        for file in sorted([*told.iterdir(), *sheet.iterdir()]):
+    written = sorted(sheet.iterdir())
+    # What a kill leaves there is removed with the output by the next start.
+    with tempfile.TemporaryDirectory(dir=sheet) as scratch:
+        told = Path(scratch, "findings.json")
+        write_findings(told, findings)
+        for file in (told, *written):
             tracked.log_artifact(file, "diagnosis")
     for file in sorted(model.iterdir()):
         tracked.log_artifact(file, "model")

@@ -70,7 +70,7 @@ def write_profile(
             others=[_shown(finding) for finding in own if finding.status != "fired"],
             split=_split(times) if times is not None else [],
             split_note=_split_note(times, bool(operators)) if times is not None else "",
-            **_pictures(recording, times),
+            **_pictures(recording, times, path.parent),
             operators=_table(operators) if operators else None,
             operators_note=_operators_note(operators) if operators else "",
             facts=_facts(recording, times),
@@ -145,11 +145,12 @@ def _split_note(times: Times, traced: bool) -> str:
     return note
 
 
-def _pictures(recording: Recording, times: Times | None) -> dict[str, Any]:
+def _pictures(recording: Recording, times: Times | None, beside: Path) -> dict[str, Any]:
     if times is None or len(times.step) == 0:
         return {"steps": "", "step_pictures": [], "use_pictures": []}
     _, slow = outliers(times, **SLOW)
-    with tempfile.TemporaryDirectory() as folder:
+    # What a kill leaves there is removed with the output by the next start.
+    with tempfile.TemporaryDirectory(dir=beside) as folder:
         drawn, used = Path(folder) / "steps.png", Path(folder) / "use.png"
         ends = [int(step) for step in recording.curves.epoch_step if step >= times.first_step]
         plots.step_times(times, slow, ends, drawn)

@@ -125,7 +125,8 @@ def save(bundle: Path, out: Path, example: np.ndarray) -> None:
         example: one image, uint8 C×H×W, shown to users as base64 of a PNG.
     """
     text = base64.b64encode(_png(example)).decode()
-    with tempfile.TemporaryDirectory() as scratch:
+    # A stage empties that folder when it starts: nothing stays of one that was killed.
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         package = _package_source(Path(scratch) / "cnn_tuning")
         carried = shutil.copytree(bundle, Path(scratch) / "bundle")
         mlflow.pyfunc.save_model(
