@@ -182,7 +182,6 @@ def points(seconds: float, rate: int) -> int:
         )
         run = Run.start(config, name="points", kind="train", params={})
         writer = Points(run, rate)
-        writer.go_on()
         training.steps_per_second(seconds, writer.due)
         print(f"{writer.recorded:,} points in {seconds:g} s: {writer.spent / seconds:.1%} of the training's time")
         slower = [_slower(training, writer, turn) for turn in range(max(1, round(seconds / TURN_S)))]

@@ -260,10 +260,8 @@ def test_with_a_wrong_token_it_ends_with_a_line_that_tells_none(head, tmp_path, 
     process = train_on_ray(head, tmp_path, digits_data, epochs=1, retries=0)
     printed = process.communicate(timeout=300)[0]
     assert process.returncode == 1, printed
-    lines = [line for line in printed.splitlines() if line.strip()]
-    assert len(lines) == 1, printed
-    (line,) = lines
-    assert f"Ray at {hosts[HEAD]}:6379 refuses the token, so RAY_AUTH_TOKEN_PATH must name a copy" in line
+    assert len(printed.strip().splitlines()) == 1, printed
+    assert f"Ray at {hosts[HEAD]}:6379 refuses the token, so RAY_AUTH_TOKEN_PATH must name a copy" in printed
     assert own not in printed
     assert wrong not in printed
 

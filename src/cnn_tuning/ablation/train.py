@@ -160,12 +160,12 @@ def _train(
                 )
             except Diverged:
                 recording = watch.broken_off(tracked.system_samples())
-                found = judge_and_record(tracked, kept, job.recipe, recording, diagnosis, job.name)
+                found = judge_and_record(tracked, kept / UNFINISHED, job.recipe, recording, diagnosis, job.name)
                 facts["findings"] = rules_fired(found)
                 _keep(recording, kept / RECORDING)
                 raise
             recording = watch.conclude(fitted, data, tracked.system_samples())
-            found = judge_and_record(tracked, kept, fitted.recipe, recording, diagnosis, job.name)
+            found = judge_and_record(tracked, kept / UNFINISHED, fitted.recipe, recording, diagnosis, job.name)
             facts["findings"] = rules_fired(found)
             _keep(recording, kept / RECORDING)
             facts |= {**_facts(fitted, job.recipe), "run": tracked.key}

@@ -17,8 +17,9 @@ from cnn_tuning.tracking.run import Run
 def judge_and_record(
     tracked: Run, folder: Path, recipe: Recipe, recording: Recording, config: DiagnosisConfig, name: str
 ) -> list[Finding]:
-    """Log what was recorded and found of the training `name`; `folder` is for what passes through."""
+    """Log what was recorded and found of the training `name`; what passes through goes to `folder`."""
     recording, findings = diagnose(recording, config)
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         model, sheet = Path(scratch, "model"), Path(scratch, "sheet")
         model.mkdir()
